@@ -1,0 +1,149 @@
+"""/proc/PID/cgroup and the memory files of control groups: how much memory this process may use.
+
+Bytes; levels; the limit of each group holds for it and everything below, so the tightest on the way
+up decides. v2: memory.max and memory.current (Linux 4.5; the root group has neither); v1:
+memory.limit_in_bytes and memory.usage_in_bytes (2.6.25), where no limit is a number near 2^63. Both
+hierarchies can be there at once, v2 at a sub folder: mountinfo says where. See
+Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from telemetry import mountinfo
+from telemetry.mountinfo import Mount
+
+CGROUP = Path("/proc/self/cgroup")
+
+# PAGE_COUNTER_MAX in bytes: what v1 prints for "no limit", rounded to pages.
+V1_UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """One line: ``hierarchy`` 0 with no ``controllers`` is v2."""
+
+    hierarchy: int
+    controllers: tuple[str, ...]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """One group that limits memory. ``inactive_file_bytes``: page cache counted in the usage that
+    is given up first."""
+
+    group: str
+    limit_bytes: int
+    usage_bytes: int | None
+    inactive_file_bytes: int | None
+
+    @property
+    def available_bytes(self) -> int:
+        """What can still be taken before the limit is met."""
+        used = (self.usage_bytes or 0) - (self.inactive_file_bytes or 0)
+        return max(0, self.limit_bytes - max(0, used))
+
+
+def parse(text: str) -> list[Membership]:
+    rows = (line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2)
+    return [
+        Membership(int(number), tuple(names.split(",")) if names else (), path)
+        for number, names, path in rows
+    ]
+
+
+def read() -> list[Membership]:
+    return parse(CGROUP.read_text(encoding="utf-8", errors="surrogateescape"))
+
+
+def folder(membership: Membership, mount: Mount) -> Path:
+    """Where the group is visible below the mount, which may show only part of the hierarchy.
+
+    The mount point itself when the group lies outside of what is mounted (containers without a
+    cgroup namespace).
+    """
+    group, root = PurePosixPath(membership.path), PurePosixPath(mount.root)
+    if ".." in group.parts or not group.is_relative_to(root):
+        return Path(mount.mount_point)
+    return Path(mount.mount_point) / group.relative_to(root)
+
+
+def own_v2() -> Path | None:
+    """The folder of this process's v2 group; None without v2."""
+    mount = mountinfo.cgroup2()
+    membership = next((item for item in read() if not item.controllers), None)
+    if mount is None or membership is None:
+        return None
+    return folder(membership, mount)
+
+
+def own_v1_memory() -> tuple[Path, Path] | None:
+    """(own group, mount point) of the v1 memory hierarchy; None without it."""
+    membership = next((item for item in read() if "memory" in item.controllers), None)
+    for mount in mountinfo.of_type("cgroup"):
+        if membership is not None and "memory" in mount.super_options:
+            return folder(membership, mount), Path(mount.mount_point)
+    return None
+
+
+def memory_limits() -> list[MemoryLimit]:
+    """Every limit that holds for this process, from its own group upwards; v2 before v1."""
+    limits = []
+    v2, mount = own_v2(), mountinfo.cgroup2()
+    if v2 is not None and mount is not None:
+        for path in _upwards(v2, Path(mount.mount_point)):
+            limits.append(_limit(path, "memory.max", "memory.current", "inactive_file"))
+    if (v1 := own_v1_memory()) is not None:
+        for path in _upwards(*v1):
+            limits.append(
+                _limit(
+                    path,
+                    "memory.limit_in_bytes",
+                    "memory.usage_in_bytes",
+                    "total_inactive_file",
+                )
+            )
+    return [limit for limit in limits if limit is not None]
+
+
+def tightest(limits: Iterable[MemoryLimit]) -> MemoryLimit | None:
+    """The one that leaves least; None: nothing limits this process but the machine."""
+    return min(limits, key=lambda limit: limit.available_bytes, default=None)
+
+
+def _upwards(path: Path, top: Path) -> Iterator[Path]:
+    yield path
+    while path != top and top in path.parents:
+        path = path.parent
+        yield path
+
+
+def _limit(path: Path, limit_file: str, usage_file: str, stat_key: str) -> MemoryLimit | None:
+    limit = _number(path / limit_file)
+    if limit is None or limit >= V1_UNLIMITED:
+        return None
+    return MemoryLimit(
+        group=str(path),
+        limit_bytes=limit,
+        usage_bytes=_number(path / usage_file),
+        inactive_file_bytes=_stat(path / "memory.stat", stat_key),
+    )
+
+
+def _number(path: Path) -> int | None:
+    """None where the file is absent or says ``max``."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text(encoding="ascii"))
+    return None
+
+
+def _stat(path: Path, key: str) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == key:
+                return int(value)
+    return None

@@ -1,0 +1,62 @@
+"""/proc/PID/maps: the mappings (VMAs) of a process.
+
+Addresses in bytes, half open; a level; per process. Since Linux 1.x. vm.max_map_count limits how
+many there may be: pins split mappings where MADV_DONTFORK is set per region. See
+Documentation/filesystems/proc.rst.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """``permissions`` as the kernel prints them: ``rw-p`` private, ``rw-s`` shared."""
+
+    start: int
+    end: int
+    permissions: str
+    offset_bytes: int
+    device: str
+    inode: int
+    path: str
+
+    @property
+    def shared(self) -> bool:
+        return self.permissions[3] == "s"
+
+
+def parse(text: str) -> list[Mapping]:
+    return [_parse_line(line) for line in text.splitlines() if line]
+
+
+def _parse_line(line: str) -> Mapping:
+    words = line.split(maxsplit=5)
+    start, end = words[0].split("-")
+    return Mapping(
+        start=int(start, 16),
+        end=int(end, 16),
+        permissions=words[1],
+        offset_bytes=int(words[2], 16),
+        device=words[3],
+        inode=int(words[4]),
+        path=words[5] if len(words) > 5 else "",
+    )
+
+
+def read(pid: int | str = "self") -> list[Mapping]:
+    """Raises PermissionError for another user's process, FileNotFoundError when it is gone."""
+    return parse(_path(pid).read_text(encoding="utf-8", errors="surrogateescape"))
+
+
+def vma_count(pid: int | str = "self") -> int:
+    """How many mappings: one line each. [vsyscall] is listed, yet not counted by the limit."""
+    return _path(pid).read_bytes().count(b"\n")
+
+
+def _path(pid: int | str) -> Path:
+    return Path(f"/proc/{pid}/maps")
+
+
+def mapping_of(address: int, mappings: list[Mapping]) -> Mapping | None:
+    return next((vma for vma in mappings if vma.start <= address < vma.end), None)

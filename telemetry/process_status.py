@@ -1,0 +1,110 @@
+"""/proc/PID/status: memory a process holds pinned or locked, its threads and its privileges.
+
+``VmPin`` counts pages pinned through mm->pinned_vm (RDMA, io_uring, iommufd, vhost-vdpa); AF_XDP,
+O_DIRECT and process_vm pins do not appear. ``VmLck`` counts mlock and vfio type1 (mm->locked_vm).
+In bytes here; the kernel prints KiB and calls them kB. Levels, per process (one mm for all its
+threads). VmPin since Linux 3.2, Seccomp since 3.8. A zombie and a kernel thread have no Vm lines:
+None. psutil offers neither VmPin nor VmLck. See Documentation/filesystems/proc.rst.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# include/uapi/linux/capability.h
+# fmt: off
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
+    "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW",
+    "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT",
+    "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD",
+    "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG",
+    "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+)
+# fmt: on
+_CAPABILITY_BIT = {f"CAP_{name}": bit for bit, name in enumerate(CAPABILITIES)}
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """``uid`` and ``gid`` are the effective ones; ``seccomp``: 0 off, 1 strict, 2 filter."""
+
+    name: str
+    state: str
+    pid: int | None
+    parent: int | None
+    uid: int | None
+    gid: int | None
+    threads: int | None
+    vmpin_bytes: int | None
+    vmlck_bytes: int | None
+    vmrss_bytes: int | None
+    vmhwm_bytes: int | None
+    vmsize_bytes: int | None
+    vmswap_bytes: int | None
+    hugetlb_bytes: int | None
+    cap_eff: int | None
+    cap_bnd: int | None
+    no_new_privs: bool | None
+    seccomp: int | None
+
+
+def parse(text: str) -> ProcessStatus:
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = {key: value.strip() for key, value in lines.items()}
+    no_new_privs = _number(fields, "NoNewPrivs")
+    return ProcessStatus(
+        name=fields.get("Name", ""),
+        state=fields.get("State", "")[:1],
+        pid=_number(fields, "Pid"),
+        parent=_number(fields, "PPid"),
+        uid=_number(fields, "Uid", word=1),
+        gid=_number(fields, "Gid", word=1),
+        threads=_number(fields, "Threads"),
+        vmpin_bytes=_kib(fields, "VmPin"),
+        vmlck_bytes=_kib(fields, "VmLck"),
+        vmrss_bytes=_kib(fields, "VmRSS"),
+        vmhwm_bytes=_kib(fields, "VmHWM"),
+        vmsize_bytes=_kib(fields, "VmSize"),
+        vmswap_bytes=_kib(fields, "VmSwap"),
+        hugetlb_bytes=_kib(fields, "HugetlbPages"),
+        cap_eff=_number(fields, "CapEff", base=16),
+        cap_bnd=_number(fields, "CapBnd", base=16),
+        no_new_privs=None if no_new_privs is None else bool(no_new_privs),
+        seccomp=_number(fields, "Seccomp"),
+    )
+
+
+def _number(fields: dict[str, str], key: str, word: int = 0, base: int = 10) -> int | None:
+    words = fields.get(key, "").split()
+    return int(words[word], base) if len(words) > word else None
+
+
+def _kib(fields: dict[str, str], key: str) -> int | None:
+    kib = _number(fields, key)
+    return None if kib is None else kib * 1024
+
+
+def read(pid: int | str = "self") -> ProcessStatus:
+    """Raises FileNotFoundError or ProcessLookupError when the process is gone."""
+    # A name is any bytes but NUL; the kernel escapes newline and backslash only.
+    text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="surrogateescape")
+    return parse(text)
+
+
+def has_capability(status: ProcessStatus, name: str) -> bool:
+    """Whether ``name`` (``CAP_IPC_LOCK`` or ``IPC_LOCK``) is in the effective set.
+
+    Of the process's own user namespace: what the *initial* namespace grants (CAP_IPC_LOCK for RDMA
+    and io_uring is asked there) can be less in a container. KeyError for an unknown name.
+    """
+    bit = _CAPABILITY_BIT[name if name.startswith("CAP_") else f"CAP_{name}"]
+    return bool((status.cap_eff or 0) >> bit & 1)
+
+
+def capability_names(mask: int) -> list[str]:
+    """``CAP_…`` for every bit that is set; bits newer than this table as ``CAP_<number>``."""
+    return [
+        f"CAP_{CAPABILITIES[bit]}" if bit < len(CAPABILITIES) else f"CAP_{bit}"
+        for bit in range(mask.bit_length())
+        if mask >> bit & 1
+    ]
