@@ -1,0 +1,47 @@
+"""IORING_REGISTER_BUFFERS: a long-term pin that lasts as long as the ring has the buffer.
+
+One pin per page, or per large folio (since Linux kernel commit 57bebf807e2a ("io_uring/rsrc:
+optimise registered huge pages") (in v6.3), for a buffer within one folio; since a8edbb424b13
+("io_uring/rsrc: enable multi-hugepage buffer coalescing") (in v6.12), for several).
+"""
+
+import os
+from time import monotonic_ns
+
+from workloads import libc
+from workloads.memory import Region
+from workloads.owner import Owner
+from workloads.spec import Case, Surroundings
+
+PIECE_BYTES = 1 << 30  # 6.1 and 6.12 refuse a longer iovec with EFAULT
+
+
+def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> "Registration":
+    ring = libc.io_uring_setup(1)
+    owner.release_with("io_uring", lambda: os.close(ring))
+    return Registration(ring, region)
+
+
+class Registration:
+    """The region as registered buffers of one ring."""
+
+    done_bytes: int | None = None
+
+    def __init__(self, ring: int, region: Region) -> None:
+        self._ring = ring
+        pieces = libc.pieces(region.address, region.size_bytes, PIECE_BYTES)
+        self._buffers = libc.iovecs(pieces)
+
+    def acquire(self) -> int:
+        return self._register(libc.IORING_REGISTER_BUFFERS, self._buffers, len(self._buffers))
+
+    def release(self) -> int:
+        return self._register(libc.IORING_UNREGISTER_BUFFERS, None, 0)
+
+    def _register(self, opcode: int, buffers: libc.Iovecs | None, count: int) -> int:
+        register, ring = libc.io_uring_register, self._ring
+        start_ns = monotonic_ns()
+        result = register(ring, opcode, buffers, count)
+        elapsed_ns = monotonic_ns() - start_ns
+        libc.check("io_uring_register", result, elapsed_ns=elapsed_ns)
+        return elapsed_ns

@@ -1,0 +1,96 @@
+"""rdma-register-odp: on-demand paging, CASE 3 of pin_user_pages.rst: no pin at all.
+
+Registering looks at no page, so it proves nothing by itself: acquire includes the device touching
+every page, through RDMA traffic that comes back to this process and whose bytes are checked. The
+device's page faults go through hmm_range_fault() and an MMU notifier.
+"""
+
+import time
+from errno import EIO
+
+from pyverbs.mr import MR
+from pyverbs.pd import PD
+
+import workloads
+from workloads import memory, verbs
+from workloads.memory import Region
+from workloads.owner import Owner
+from workloads.spec import CallFailed, Case, Surroundings
+
+_PATTERN = bytes(range(1, 252))
+
+
+class RegisterOnDemand:
+    """Register on demand, let the device fault every page in, check the bytes, deregister."""
+
+    done_bytes: int | None = None
+
+    def __init__(self, domain: PD, region: Region, flags: int):
+        self._domain = domain
+        self._region = region
+        self._flags = flags
+        self._registered: MR | None = None
+        self._loopback: verbs.Loopback | None = None
+
+    def touch_through(self, loopback: verbs.Loopback) -> None:
+        """Make the device touch every page with this traffic in each acquire."""
+        self._loopback = loopback
+
+    def acquire(self) -> int:
+        """Nanoseconds of ibv_reg_mr plus the device's faults."""
+        flags = self._flags | verbs.access_flags("ON_DEMAND")
+        self._registered, registered_ns = verbs.register(
+            self._domain, self._region.address, self._region.size_bytes, flags
+        )
+        if self._loopback is None:
+            return registered_ns
+        try:
+            return registered_ns + self._touch(self._loopback, self._registered.rkey)
+        except CallFailed:
+            self.close()
+            raise
+
+    def release(self) -> int:
+        assert self._registered is not None
+        elapsed_ns = verbs.deregister(self._registered)
+        self._registered = None
+        return elapsed_ns
+
+    def close(self) -> None:
+        if self._registered is not None:
+            self.release()
+
+    def _touch(self, loopback: verbs.Loopback, rkey: int) -> int:
+        address, size_bytes = self._region.address, self._region.size_bytes
+        writes = self._flags & verbs.access_flags("REMOTE_WRITE")
+        start_ns = time.monotonic_ns()
+        if writes:
+            loopback.write(address, size_bytes, rkey)
+        else:
+            loopback.read(address, size_bytes, rkey)
+        elapsed_ns = time.monotonic_ns() - start_ns
+        self._check_bytes(loopback, everything=bool(writes))
+        return elapsed_ns
+
+    def _check_bytes(self, loopback: verbs.Loopback, everything: bool) -> None:
+        """Each piece written must hold the bounce buffer's bytes; of a read, the last piece."""
+        piece = loopback.bounce.size_bytes
+        size_bytes = self._region.size_bytes
+        last = (size_bytes - 1) // piece * piece
+        for offset in range(0 if everything else last, size_bytes, piece):
+            length = min(piece, size_bytes - offset)
+            if self._region.buffer[offset : offset + length] != loopback.bounce.buffer[:length]:
+                raise CallFailed("RDMA traffic", EIO, f"other bytes than sent at offset {offset}")
+
+
+def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> RegisterOnDemand:
+    context, domain = verbs.open_device(around.device, owner)
+    operation = RegisterOnDemand(domain, region, verbs.access_flags(case.params["access"]))
+    if case.params.get("touch", True):
+        bounce = memory.prepare(workloads.memory_spec("anon"), verbs.BOUNCE_BYTES, around, owner)
+        bounce.buffer[:] = (_PATTERN * (len(bounce.buffer) // len(_PATTERN) + 1))[
+            : len(bounce.buffer)
+        ]
+        operation.touch_through(verbs.Loopback(context, domain, bounce, owner))
+    owner.release_with("ibv_dereg_mr", operation.close)
+    return operation
