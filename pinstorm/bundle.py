@@ -1,0 +1,228 @@
+"""Bundles: the directory that a run writes.
+
+``manifest.json`` (written whole, then renamed into place), ``journal.jsonl`` while the run lives,
+``cases.parquet`` at its end. A full disk leaves every file either whole or absent, the journal up
+to its last whole line. The lab writes one bundle per kernel, ``OUT/<kernel release>/``, and
+``OUT/index.json`` over them. polars is imported only to write Parquet: a guest has no
+time for it.
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pinstorm import journal
+from pinstorm.errors import UsageError
+from pinstorm.schema import COLUMNS, SCHEMA_VERSION, row
+
+if TYPE_CHECKING:
+    import polars
+
+MANIFEST = "manifest.json"
+JOURNAL = "journal.jsonl"
+CASES = "cases.parquet"
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle as read back; ``contents`` is its journal."""
+
+    path: Path
+    manifest: dict[str, Any]
+    contents: journal.JournalContents
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self.contents.records
+
+    @property
+    def torn_bytes(self) -> int:
+        """Length of the journal's torn last line; 0 when there is none."""
+        return self.contents.torn_bytes
+
+
+def default_path(suite_name: str, parent: Path = Path("runs")) -> Path:
+    """``runs/<UTC time>-<suite>``, with a number after it when that is there already."""
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{suite_name}"
+    path, number = parent / stem, 2
+    while path.exists():
+        path, number = parent / f"{stem}-{number}", number + 1
+    return path
+
+
+def create(path: str | os.PathLike[str]) -> Path:
+    """Make the directory of a new bundle, or take an empty one; its absolute path.
+
+    Raises UsageError when it is used and WriteError when nothing can be written there; then
+    nothing is left behind.
+    """
+    directory = Path(path).absolute()
+    made = _make_directories(directory)
+    try:
+        if any(directory.iterdir()):
+            raise UsageError(
+                f"output directory {path} is used; choose another --out, or --resume that bundle"
+            )
+        probe = directory / ".probe"
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        _remove_directories(made)
+        raise journal.write_error(directory, error) from error
+    return directory
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``manifest.json`` whole, with the schema's version. Raises WriteError."""
+    write_json(path / MANIFEST, {"schema": SCHEMA_VERSION, **manifest})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON file whole or not at all. Raises WriteError."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file beside ``path``, fsync it and rename it into place. Raises WriteError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        journal.fsync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise journal.write_error(path, error) from error
+
+
+def finish(path: Path) -> Path:
+    """Write ``cases.parquet`` from the journal; its path. Raises WriteError."""
+    # Through memory, so that a full disk is met by write_bytes and not half-way by polars.
+    buffer = io.BytesIO()
+    frame(journal.read(path / JOURNAL).records).write_parquet(buffer)
+    write_bytes(path / CASES, buffer.getvalue())
+    return path / CASES
+
+
+def frame(records: Iterable[Mapping[str, Any]]) -> "polars.DataFrame":
+    """The records as the table of pinstorm.schema."""
+    import polars
+
+    types: dict[str, Any] = {
+        "String": polars.String,
+        "Json": polars.String,
+        "Int64": polars.Int64,
+        "Float64": polars.Float64,
+        "Boolean": polars.Boolean,
+        "List(Int64)": polars.List(polars.Int64),
+        "List(String)": polars.List(polars.String),
+    }
+    schema = {column.name: types[column.type] for column in COLUMNS}
+    # Not strict: a value of an unforeseen type becomes null here and stays in the journal.
+    return polars.DataFrame([row(record) for record in records], schema=schema, strict=False)
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle. Raises UsageError when it is none, half a one, or of a newer schema."""
+    directory = Path(path)
+    manifest_path, journal_path = directory / MANIFEST, directory / JOURNAL
+    if not directory.is_dir():
+        raise UsageError(f"bundle {path} is no directory; name the directory that a run wrote")
+    if not manifest_path.exists() and not journal_path.exists():
+        raise UsageError(_no_bundle(directory))
+    for file in (manifest_path, journal_path):
+        if not file.exists():
+            raise UsageError(f"bundle {path} is half a bundle, without {file.name}; run it again")
+    manifest = _read_manifest(manifest_path)
+    version = manifest.get("schema")
+    if not isinstance(version, int):
+        raise UsageError(f"{manifest_path} has no schema version; name a bundle that a run wrote")
+    if version > SCHEMA_VERSION:
+        raise UsageError(
+            f"bundle {path} has schema {version} and this pinstorm reads up to "
+            f"{SCHEMA_VERSION}; use the newer pinstorm that wrote it"
+        )
+    return Bundle(directory, manifest, journal.read(journal_path))
+
+
+def check_resume(
+    bundle: Bundle, suite_sha256: str, seed: int, kernel: str, only_glob: str | None = None
+) -> None:
+    """Refuse to go on with a bundle of another suite, seed, selection or kernel.
+
+    Compares ``suite.sha256``, ``suite.seed``, ``only`` and ``kernel.release`` of the manifest.
+    Raises UsageError.
+    """
+    suite = bundle.manifest.get("suite") or {}
+    release = (bundle.manifest.get("kernel") or {}).get("release")
+    for what, was, now in (
+        ("the suite with sha256", str(suite.get("sha256"))[:12], suite_sha256[:12]),
+        ("seed", suite.get("seed"), seed),
+        ("--only", bundle.manifest.get("only"), only_glob),
+        ("kernel", release, kernel),
+    ):
+        if was != now:
+            raise UsageError(
+                f"cannot resume {bundle.path}: it was made with {what} {was}, not {now}; "
+                "start a new run, or resume it as it was"
+            )
+
+
+def write_index(parent: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``index.json`` of a lab run: one entry per kernel, as the caller has them.
+
+    An entry has ``kernel`` (release), ``path`` (relative to ``parent``), ``exit_code`` and
+    ``verdicts`` (verdict to count).
+    """
+    write_json(parent / INDEX, {"schema": SCHEMA_VERSION, "bundles": list(entries)})
+
+
+def _make_directories(directory: Path) -> list[Path]:
+    """Make the directory and its parents; those that were made, innermost first."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir()
+            made.insert(0, path)
+    except OSError as error:
+        _remove_directories(made)
+        raise journal.write_error(directory, error) from error
+    if not directory.is_dir():
+        raise UsageError(f"output directory {directory} is a file; choose another --out")
+    return made
+
+
+def _remove_directories(made: list[Path]) -> None:
+    for path in made:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path} ({error}); name a bundle that a run wrote") from None
+    if not isinstance(manifest, dict):
+        raise UsageError(f"{path} is no manifest; name a bundle that a run wrote")
+    return manifest
+
+
+def _no_bundle(directory: Path) -> str:
+    inner = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST}"))
+    if inner:
+        return f"{directory} holds several bundles; name one: {directory / inner[0]}" + (
+            f" (or {', '.join(inner[1:])})" if inner[1:] else ""
+        )
+    return f"{directory} is no bundle, without {MANIFEST}; name the directory that a run wrote"
