@@ -1,0 +1,351 @@
+"""Expectation against outcome: the verdict of a record. Pure functions.
+
+The order in which a case is judged: what the runner already knows (skip, crash, timeout, lost);
+a failure in prepare; no rule; the outcome; cycles that disagree; what was leaked; the other bounds;
+the kernel log and taint; releases that failed. The first of them that is broken is the reason, and
+all are told in ``expected["broken"]``.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pinstorm import oracle
+from pinstorm.oracle import Expectation, Figure, Machine, NoRule, Range
+from telemetry import kmsg
+from workloads import memory_spec
+from workloads.spec import PAGE_BYTES, Case
+
+# What only the runner can see; a later, better rule does not change it.
+FINAL_VERDICTS: Final = frozenset({"skip", "crash", "timeout", "lost"})
+
+NOISY: Final = "noisy-window"
+UNAVAILABLE: Final = "telemetry-unavailable"
+
+_OOPS = re.compile(
+    r"\bOops\b|\bKernel panic|\bkernel BUG at|general protection fault|[Uu]nable to handle"
+)
+# Set by a soft lockup (kernel/watchdog.c).
+_TAINT_LOCKUP: Final = "L"
+# Reports that slow emulation makes by itself, by starving a virtual processor.
+_STARVED = re.compile(r"soft lockup|hard LOCKUP|rcu.*stall|blocked for more than")
+
+_DONE: Final = frozenset({"ok", "short"})
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """``expected`` is what the record stores: the expectation, and what of it is broken."""
+
+    verdict: str
+    reason: str | None
+    expected: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What is wrong, in the order in which it was found."""
+
+    reasons: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, sentence: str) -> None:
+        self.reasons.append(reason)
+        self.sentences.append(sentence)
+
+
+def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = True) -> Judgement:
+    """The verdict of a record.
+
+    ``kernel`` replaces the record's kernel release (``[assume]`` in a suite). ``lab``: the machine
+    does nothing else, so all migration and taint in the window belong to the case.
+    """
+    expected, missing = _expected(record, kernel)
+    pins_said = _pins_said(record)
+    verdict, reason = _verdict_of_runner(record, expected)
+    findings = _Findings()
+    if verdict != "skip" and expected is not None:
+        _compare(record, expected, findings, lab=lab, pins_judged=pins_said is None)
+    elif verdict is None:
+        findings.add("no-rule", missing)
+    if verdict is None and findings.reasons:
+        verdict, reason = "fail", findings.reasons[0]
+    elif verdict is None:
+        verdict, reason = "pass", (expected.undecided if expected else None) or pins_said
+    said = expected.to_json() if expected is not None else {"rule": None, "outcomes": []}
+    if pins_said is not None and verdict != "skip":
+        said["pins"] = pins_said
+    said["broken"] = findings.sentences
+    return Judgement(verdict, reason, said)
+
+
+def rejudge(
+    records: Iterable[Mapping[str, Any]], *, kernel: str | None = None, lab: bool = True
+) -> list[dict[str, Any]]:
+    """Copies of the records, judged again by the rules of today."""
+    judged = []
+    for record in records:
+        judgement = judge(record, kernel=kernel, lab=lab)
+        judged.append(
+            {
+                **record,
+                "verdict": judgement.verdict,
+                "reason": judgement.reason,
+                "expected": judgement.expected,
+            }
+        )
+    return judged
+
+
+def machine_of(record: Mapping[str, Any]) -> Machine:
+    """What the record says of the machine; ``cap_ipc_lock`` is taken from the uid when left out."""
+    capable = record.get("cap_ipc_lock")
+    device = record.get("device")
+    driver = record.get("driver")
+    if driver is None and isinstance(device, str):
+        driver = re.sub(r"_?\d+$", "", device)
+    return Machine(
+        cap_ipc_lock=record.get("uid", 0) == 0 if capable is None else bool(capable),
+        memlock_bytes=record.get("memlock_bytes"),
+        driver=driver,
+        target_fs=record.get("target_fs"),
+    )
+
+
+def _expected(record: Mapping[str, Any], kernel: str | None) -> tuple[Expectation | None, str]:
+    """The expectation, or why there is none."""
+    case = Case(record["workload"], record["memory"], record["params"])
+    release = kernel or record["kernel"]
+    try:
+        expected = oracle.expectation(
+            case,
+            release,
+            machine_of(record),
+            kernel_version="" if kernel else record.get("kernel_version") or "",
+        )
+    except NoRule as error:
+        return None, f"{error} ({release})"
+    except (KeyError, ValueError) as error:
+        return None, f"no rule can be looked up for {case.id} on {release}: {error}"
+    return expected, ""
+
+
+def _verdict_of_runner(
+    record: Mapping[str, Any], expected: Expectation | None
+) -> tuple[str | None, str | None]:
+    """The verdicts that need no bounds, with their reason; (None, None) when there is none."""
+    known = record.get("verdict")
+    if known == "skip" or record.get("skip"):
+        unmet = record.get("skip") or []
+        return "skip", record.get("reason") or (unmet[0]["code"] if unmet else None)
+    if known == "crash":
+        return "crash", record.get("reason")
+    if record.get("signal") is not None and known not in ("timeout", "lost"):
+        return "crash", f"signal-{record['signal']}"
+    if any(_OOPS.search(report) for report in _unexpected_reports(record, expected)):
+        return "crash", "oops"
+    if known in FINAL_VERDICTS:
+        return str(known), record.get("reason")
+    return None, None
+
+
+def _pins_said(record: Mapping[str, Any]) -> str | None:
+    """Why the pin figures of this record are not judged; None when they are."""
+    pins = record.get("pins")
+    if pins is None or (record.get("telemetry") or {}).get("pins_available") is False:
+        return UNAVAILABLE
+    return NOISY if pins.get("flagged") else None
+
+
+def _compare(
+    record: Mapping[str, Any],
+    expected: Expectation,
+    findings: _Findings,
+    *,
+    lab: bool,
+    pins_judged: bool,
+) -> None:
+    if not _compare_outcome(record, expected, findings):
+        bounds = _bounds_of_outcome(record, expected)
+        if pins_judged:
+            _compare_pins(record, bounds, findings)
+        _compare_vmpin(record, bounds, findings)
+        _compare_migration(record, bounds, findings, lab=lab)
+    elif pins_judged:
+        # The outcome is wrong already, so its bounds mean nothing; a leak still does.
+        _compare_leaks(record["pins"], findings)
+    _compare_kernel_log(record, expected, findings, lab=lab)
+    for error in record.get("owner_errors") or ():
+        findings.add("release", f"a resource could not be given back: {error}")
+
+
+def _compare_outcome(record: Mapping[str, Any], expected: Expectation, findings: _Findings) -> bool:
+    """Judge the outcome and say whether it is broken."""
+    outcome, phase = record.get("outcome"), record.get("failed_phase")
+    call = record.get("failed_call")
+    detail = f": {record['detail']}" if record.get("detail") else ""
+    what = f"{call} gave {outcome}" if call and outcome not in _DONE else f"outcome {outcome}"
+    if phase == "prepare" and (call is None or call not in expected.prepare_calls):
+        findings.add("prepare", f"the case could not be prepared{detail or f': {what}'}")
+        return True
+    if record.get("verdict") in FINAL_VERDICTS and outcome is None:
+        return True  # the case did not get that far, and its verdict says so
+    if phase == "release":
+        findings.add("release", f"release failed: {what}{detail}")
+        return True
+    if outcome not in expected.outcomes:
+        findings.add("outcome", f"{what}, expected {' or '.join(expected.outcomes)}{detail}")
+        return True
+    seen = {name: count for name, count in (record.get("outcomes") or {}).items() if count}
+    if len(seen) > 1 and not seen.keys() <= set(expected.outcomes):
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(seen.items()))
+        findings.add("unstable", f"the cycles did not end alike: {counts}")
+        return True
+    return False
+
+
+def _bounds_of_outcome(record: Mapping[str, Any], expected: Expectation) -> dict[Figure, Range]:
+    """The rule's bounds, narrowed for a refusal that shares its rule with a success, and widened
+    where the pages did not lie as this kind of memory has them."""
+    bounds = dict(expected.bounds)
+    if record.get("outcome") not in _DONE and not _DONE.isdisjoint(expected.outcomes):
+        bounds["acquired"] = Range(0, bounds["acquired"].high)
+        bounds["held"] = bounds["vmpin_bytes"] = Range(0, 0)
+        bounds["migrate_success"] = bounds["migrate_fail"] = Range(None, None)
+    if expected.pin_class == "pin-longterm" and _may_migrate(record):
+        # Page cache and hugetlb may come from CMA or ZONE_MOVABLE, and a long-term pin moves it.
+        bounds["acquired"] = Range(bounds["acquired"].low, None)
+        bounds["migrate_success"] = Range(bounds["migrate_success"].low, None)
+    if record["workload"] == "io-uring-register" and _other_folios(record):
+        # It keeps one pin per folio and accounts whole ones: with shmem_enabled=always a memfd has
+        # folios of any size.
+        bounds["held"] = Range(min(1, bounds["held"].low or 0), bounds["acquired"].low)
+        bounds["vmpin_bytes"] = Range(bounds["vmpin_bytes"].low, None)
+    return bounds
+
+
+def _may_migrate(record: Mapping[str, Any]) -> bool:
+    """Whether pages lay in CMA or ZONE_MOVABLE, or where they lay is not known."""
+    placement = record.get("placement")
+    if placement is None or placement.get("cma_pages") is None:
+        return True
+    return bool(placement["cma_pages"] or (placement.get("zones") or {}).get("Movable"))
+
+
+def _other_folios(record: Mapping[str, Any]) -> bool:
+    """Whether pages that the case does not replace lay in folios larger than its memory's own."""
+    region = memory_spec(record["memory"])
+    orders = ((record.get("placement") or {}).get("folio_orders")) or {}
+    largest = max((int(order) for order, pages in orders.items() if pages), default=0)
+    return not region.fresh_each_cycle and (PAGE_BYTES << largest) > region.granule_bytes
+
+
+def _compare_pins(
+    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings
+) -> None:
+    pins = record["pins"]
+    _compare_leaks(pins, findings)
+    acquired, held = (pins.get("acquire") or {}).get("acquired"), pins.get("held")
+    if acquired is not None and not _within(acquired, bounds["acquired"], _tolerance(pins)):
+        findings.add("acquired", f"acquired {_pages(acquired)}, expected {bounds['acquired']}")
+    if held is not None and not _within(held, bounds["held"], _net_tolerance(pins)):
+        findings.add("held", f"held {_pages(held)}, expected {bounds['held']}")
+
+
+def _tolerance(pins: Mapping[str, Any]) -> int:
+    """By how many pages one counter's movement may be off: stale counters and others' pins."""
+    return int(pins.get("bound") or 0) + int(pins.get("noise") or 0)
+
+
+def _net_tolerance(pins: Mapping[str, Any]) -> int:
+    """The same for acquired minus released, which is two counters."""
+    return 2 * int(pins.get("bound") or 0) + int(pins.get("noise") or 0)
+
+
+def _compare_leaks(pins: Mapping[str, Any], findings: _Findings) -> None:
+    tolerance = _net_tolerance(pins)
+    for name, when in (("leaked", "after release"), ("orphaned", "after the process had ended")):
+        pages = pins.get(name)
+        if pages is None or abs(pages) <= tolerance:
+            continue
+        if pages > 0:
+            findings.add(name, f"{_pages(pages)} still held {when}, expected 0")
+        else:
+            findings.add(name, f"{_pages(-pages)} more given back than taken {when}, expected 0")
+    cycles = pins.get("cycles")
+    if cycles is not None and abs(cycles["acquired"] - cycles["released"]) > tolerance:
+        findings.add(
+            "leaked",
+            f"the timed cycles took {cycles['acquired']} pins and gave back {cycles['released']}",
+        )
+
+
+def _compare_vmpin(
+    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings
+) -> None:
+    vmpin = record.get("vmpin_bytes") or {}
+    held, after = vmpin.get("held"), vmpin.get("after")
+    expected = bounds["vmpin_bytes"]
+    if held is not None and not _within(held, expected, 0):
+        findings.add("vmpin", f"VmPin {held} bytes while held, expected {expected}")
+    if after:
+        findings.add("vmpin", f"VmPin {after} bytes after release, expected 0")
+
+
+def _compare_migration(
+    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings, *, lab: bool
+) -> None:
+    """The counters cover the whole machine: too much is the case's only where nothing else runs."""
+    migrate = record.get("migrate") or {}
+    figures: tuple[tuple[str, Figure, str], ...] = (
+        ("success", "migrate_success", "migrated"),
+        ("fail", "migrate_fail", "failed to migrate"),
+    )
+    for key, figure, what in figures:
+        value = migrate.get(key)
+        bound = bounds[figure] if lab else Range(bounds[figure].low, None)
+        if value is not None and not _within(value, bound, int(migrate.get("noise") or 0)):
+            findings.add("migrate", f"{_pages(value)} {what}, expected {bound}")
+
+
+def _pages(count: int) -> str:
+    return f"{count} page" if count == 1 else f"{count} pages"
+
+
+def _within(value: int, bound: Range, tolerance: int) -> bool:
+    if bound.low is not None and value < bound.low - tolerance:
+        return False
+    return bound.high is None or value <= bound.high + tolerance
+
+
+def _unexpected_reports(record: Mapping[str, Any], expected: Expectation | None) -> list[str]:
+    """The kernel's reports that are the case's own and that no rule expects.
+
+    The runner writes into ``kmsg`` what is the case's own, as text, or else says so: ``{"text": …,
+    "own": false}``.
+    """
+    wanted = expected.kernel_messages if expected is not None else ()
+    reports = []
+    for entry in record.get("kmsg") or ():
+        text, own = (entry, True) if isinstance(entry, str) else (entry["text"], entry.get("own"))
+        if not own or not kmsg.serious(kmsg.Line(0, 4, 0, text)):
+            continue
+        if record.get("accel") == "tcg" and _STARVED.search(text):
+            continue
+        if not any(re.search(pattern, text) for pattern in wanted):
+            reports.append(text)
+    return reports
+
+
+def _compare_kernel_log(
+    record: Mapping[str, Any], expected: Expectation, findings: _Findings, *, lab: bool
+) -> None:
+    """New reports of the kernel, and new taint; on a host taint only with a report of ours."""
+    reports = _unexpected_reports(record, expected)
+    for report in reports:
+        findings.add("kernel-log", f"the kernel reported: {report.splitlines()[0]}")
+    ignored = expected.taint + (_TAINT_LOCKUP if record.get("accel") == "tcg" else "")
+    letters = "".join(letter for letter in record.get("taint") or "" if letter not in ignored)
+    if letters and (lab or reports):
+        findings.add("taint", f"the kernel was tainted: {letters}")
