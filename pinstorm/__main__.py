@@ -1,0 +1,3 @@
+from pinstorm.cli import main
+
+main()

@@ -1,0 +1,313 @@
+"""The command line: options in, one call into the library, output and exit code out.
+
+Only this module prints and exits. Everything slow is imported inside the command that needs it, so
+that ``pinstorm --help`` answers at once.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pinstorm.errors import ExitCode, NothingRan, PinstormError
+
+app = typer.Typer(
+    help="Make the kernel pin user pages, and record what it did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+lab_app = typer.Typer(help="Run suites in a virtual machine.", no_args_is_help=True)
+app.add_typer(lab_app, name="lab")
+
+SuitePath = Annotated[str, typer.Argument(metavar="SUITE", help="A TOML file, or a shipped name.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Where results go; new or empty.")]
+Only = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Cases by id.")]
+Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="Run the whole suite N times.")]
+Hold = Annotated[str | None, typer.Option("--hold", metavar="60s", help="Keep the pins that long.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, skipped cases too.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")]
+Kernels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kernel",
+        help="oldstable, stable, backports, all, a version prefix or a vmlinuz; repeatable.",
+    ),
+]
+
+
+def main() -> None:
+    """The console script: errors become one sentence and their exit code."""
+    try:
+        app(standalone_mode=False)
+    except PinstormError as error:
+        print(f"pinstorm: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("pinstorm: interrupted", file=sys.stderr)
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)
+    except Exception as error:
+        usage = _usage_sentence(error)
+        if usage is None:
+            raise
+        print(f"pinstorm: {usage}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+
+
+@app.command()
+def run(
+    suite: SuitePath,
+    out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="BUNDLE", help="Go on with a broken-off run.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="RDMA device, e.g. mlx5_0.")
+    ] = None,
+    scratch: Annotated[
+        list[Path] | None,
+        typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
+    ] = None,
+    only: Only = None,
+    rounds: Rounds = None,
+    hold: Hold = None,
+    dry_run: DryRun = False,
+    setup: Annotated[
+        bool, typer.Option("--setup", help="Change the machine as cases need, and give it back.")
+    ] = False,
+    no_refresh: Annotated[
+        bool, typer.Option("--no-refresh", help="Never run vmstat's refresh on every CPU.")
+    ] = False,
+    pin_budget: Annotated[
+        str | None, typer.Option("--pin-budget", help="Pin at most this much, e.g. 16GiB.")
+    ] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a suite on this machine; what it cannot do here is skipped, with the reason."""
+    from pinstorm import session
+    from pinstorm.progress import progress
+    from pinstorm.units import parse_size
+
+    loaded, plan = _plan(suite, only, rounds, hold, quiet=as_json)
+    options = session.Options(
+        out=out,
+        resume=resume,
+        device=device,
+        scratch=tuple(scratch or ()),
+        refresh=False if no_refresh else None,
+        pin_budget_bytes=parse_size(pin_budget) if pin_budget else None,
+        setup=setup,
+        only=only,
+    )
+    if dry_run:
+        _show_plan(plan, session.unmet_of(plan, options), as_json)
+        return
+    with progress(len(plan), loaded.name) as bar:
+        outcome = session.run(loaded, plan, options, _bar_listener(bar))
+        for note in outcome.notes:
+            bar.note(note)
+    _report(outcome.records, wide, as_json, command=f"pinstorm run {suite}", path=outcome.path)
+    if outcome.interrupted:
+        raise session.interrupted(outcome)
+    _exit_with(outcome.records)
+
+
+@app.command()
+def report(
+    bundle: Annotated[Path, typer.Argument(help="A directory that a run wrote.")],
+    rejudge: Annotated[bool, typer.Option("--rejudge", help="Apply this version's rules.")] = False,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the table of a bundle again."""
+    from pinstorm import verdict
+    from pinstorm.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    if opened.torn_bytes:
+        print(f"the journal's last line is torn: {opened.torn_bytes} bytes", file=sys.stderr)
+    lab = opened.manifest.get("accel") != "host"
+    records = verdict.rejudge(opened.records, lab=lab) if rejudge else opened.records
+    _report(records, wide, as_json, command=_repeat_command(opened.manifest), path=bundle)
+    _exit_with(records)
+
+
+@app.command("list")
+def list_(
+    rules: Annotated[bool, typer.Option("--rules", help="The oracle's rules and sources.")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="RDMA device, e.g. mlx5_0.")
+    ] = None,
+    scratch: Annotated[list[Path] | None, typer.Option("--scratch", show_default=".")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Workloads, memories, suites and rules, what each needs and whether it is met here."""
+    from pinstorm.report import listing
+
+    if rules:
+        listing.show_rules(as_json)
+        return
+    listing.show_registry(device, tuple(scratch or (Path.cwd(),)), as_json)
+
+
+@lab_app.command("run")
+def lab_run(
+    suite: SuitePath,
+    kernel: Kernels = None,
+    out: Out = None,
+    only: Only = None,
+    rounds: Rounds = None,
+    hold: Hold = None,
+    dry_run: DryRun = False,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a suite in guests, one bundle per kernel: OUT/<release>/ and OUT/index.json."""
+    from pinstorm.lab import run as lab
+    from pinstorm.progress import progress
+
+    loaded, plan = _plan(suite, only, rounds, hold, quiet=as_json)
+    kernels = lab.resolve_kernels(kernel or ["backports"])
+    if dry_run:
+        _show_plan(plan, {}, as_json)
+        return
+    parent = lab.make_parent(out, loaded.name)
+    codes = []
+    for chosen in kernels:
+        with progress(len(plan), f"{loaded.name} on {chosen.release}") as bar:
+            done = lab.run_kernel(loaded, plan, chosen, parent, only, _bar_listener(bar), bar.note)
+        command = f"pinstorm lab run {suite} --kernel {chosen.name}"
+        _report(done.records, wide, as_json, command=command, path=done.path)
+        codes.append(lab.index_entry(done))
+        lab.write_index(parent, codes)
+        if done.interrupted:
+            raise lab.interrupted(done)
+    worst = max((entry["exit_code"] for entry in codes), key=_severity)
+    raise typer.Exit(worst)
+
+
+@lab_app.command("shell")
+def lab_shell(kernel: Kernels = None) -> None:
+    """A root shell in a guest that is set up as for a run."""
+    from pinstorm.lab import run as lab
+
+    (chosen,) = lab.resolve_kernels(kernel or ["backports"])[:1]
+    raise typer.Exit(lab.shell(chosen))
+
+
+@lab_app.command("kernels")
+def lab_kernels(
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask the mirror again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The kernels that the lab can boot, and which are here already."""
+    from pinstorm.report import listing
+
+    listing.show_kernels(refresh, as_json)
+
+
+def _plan(
+    suite: str, only: str | None, rounds: int | None, hold: str | None, quiet: bool
+) -> tuple[Any, list[Any]]:
+    from dataclasses import replace
+
+    from pinstorm import suite as suites
+    from pinstorm.units import parse_duration
+
+    loaded = suites.load(suite)
+    changes: dict[str, Any] = {}
+    if hold is not None:
+        changes["hold_s"] = parse_duration(hold)
+    if rounds is not None:
+        changes["rounds"] = rounds
+    loaded = replace(loaded, **changes)
+    plan, notes = suites.plan(loaded, only_glob=only)
+    if not quiet:
+        for note in notes:
+            print(note, file=sys.stderr)
+    return loaded, plan
+
+
+def _bar_listener(bar: Any) -> Any:
+    def listen(line: Mapping[str, Any]) -> None:
+        if "start" in line:
+            bar.start(line["start"])
+        elif "verdict" in line:
+            bar.done(line)
+
+    return listen
+
+
+def _show_plan(plan: Sequence[Any], unmet: Mapping[int, Any], as_json: bool) -> None:
+    from pinstorm.report import listing
+
+    listing.show_plan(plan, unmet, as_json)
+
+
+def _report(
+    records: Sequence[dict[str, Any]], wide: bool, as_json: bool, *, command: str, path: Path
+) -> None:
+    import json
+
+    if as_json:
+        for record in records:
+            print(json.dumps(record, separators=(",", ":")))
+        return
+    from pinstorm.report import table
+
+    emulated = any(record.get("accel") == "tcg" for record in records)
+    table.show(records, emulated=emulated, wide=wide, command=command)
+    print(f"bundle: {path}")
+
+
+def _repeat_command(manifest: Mapping[str, Any]) -> str:
+    suite = manifest.get("suite", {}).get("origin", "SUITE")
+    if manifest.get("accel") == "host":
+        return f"pinstorm run {suite}"
+    return f"pinstorm lab run {suite} --kernel {manifest.get('lab', {}).get('kernel', 'NAME')}"
+
+
+def exit_code(records: Sequence[Mapping[str, Any]]) -> ExitCode:
+    """What the verdicts of a run make of its exit code."""
+    verdicts = Counter(record["verdict"] for record in records)
+    if verdicts["lost"]:
+        return ExitCode.LOST
+    if verdicts["fail"] or verdicts["crash"] or verdicts["timeout"]:
+        return ExitCode.FAILED
+    if not verdicts["pass"]:
+        return ExitCode.NOTHING_RAN
+    return ExitCode.OK
+
+
+def _severity(code: int) -> int:
+    order = (ExitCode.OK, ExitCode.NOTHING_RAN, ExitCode.FAILED, ExitCode.LOST, ExitCode.WRITE)
+    return order.index(ExitCode(code))
+
+
+def _exit_with(records: Sequence[Mapping[str, Any]]) -> None:
+    code = exit_code(records)
+    if code == ExitCode.NOTHING_RAN:
+        raise NothingRan("every case was skipped; the table says why")
+    raise typer.Exit(code)
+
+
+def _usage_sentence(error: Exception) -> str | None:
+    """typer's own complaints about the command line, as a sentence; None for anything else."""
+    # typer has its own copy of click in newer versions, so the class has no one name.
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    message = str(format_message())
+    return message[:1].lower() + message[1:].rstrip(".") + "; see pinstorm --help"

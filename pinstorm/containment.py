@@ -1,0 +1,127 @@
+"""Everything a case starts, in one place from which it can be killed.
+
+A cgroup v2 leaf below our own where we may make one: nothing escapes it, not even a grandchild in a
+session of its own. Where we may not, the child's process group and whatever the zygote adopted.
+See Documentation/admin-guide/cgroup-v2.rst (cgroup.kill, since Linux 5.14).
+"""
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from telemetry import cgroup
+
+_EMPTY_DEADLINE_S = 5.0
+
+
+class Containment:
+    """Holds one case's processes. ``kind`` is what the record says."""
+
+    def __init__(self, leaf: Path | None, zygote_pid: int):
+        self._leaf = leaf
+        self._zygote_pid = zygote_pid
+        self._child_pid: int | None = None
+        self.kind: Literal["cgroup", "process-group"] = "cgroup" if leaf else "process-group"
+
+    def admit(self, pid: int) -> None:
+        """Put the child in before it has done anything; what it forks is born inside."""
+        self._child_pid = pid
+        if self._leaf is not None:
+            try:
+                (self._leaf / "cgroup.procs").write_text(str(pid))
+            except OSError:
+                self.kind = "process-group"
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree; returns once it is empty, or after five seconds."""
+        deadline = time.monotonic() + _EMPTY_DEADLINE_S
+        while self._kill_once() and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _kill_once(self) -> bool:
+        """Whether anything was still there to be killed."""
+        if self.kind == "cgroup" and self._leaf is not None:
+            return _kill_leaf(self._leaf)
+        return self._kill_descendants()
+
+    def _kill_descendants(self) -> bool:
+        if self._child_pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child_pid, signal.SIGKILL)
+        alive = False
+        # The zygote serves one case at a time, so whatever hangs below it belongs to this one.
+        for process in _descendants(self._zygote_pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    process.kill()
+                    alive = True
+        return alive
+
+
+class Leaves:
+    """The cgroup leaf of this run: one, used by its cases one after the other."""
+
+    def __init__(self) -> None:
+        self._leaf: Path | None = None
+        own = cgroup.own_v2()
+        if own is not None:
+            leaf = own / f"pinstorm-{os.getpid()}"
+            try:
+                leaf.mkdir()
+            except OSError:
+                return
+            # Present from Linux 5.14; without it the kill below walks cgroup.procs.
+            self._leaf = leaf
+
+    def containment(self, zygote_pid: int) -> Containment:
+        return Containment(self._leaf, zygote_pid)
+
+    def close(self) -> None:
+        if self._leaf is not None:
+            _kill_leaf(self._leaf)
+            deadline = time.monotonic() + _EMPTY_DEADLINE_S
+            while time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    self._leaf.rmdir()
+                    break
+                time.sleep(0.005)
+            self._leaf = None
+
+
+def remove_stale_leaves() -> None:
+    """Remove the leaves of runs that were killed; never one whose run is alive."""
+    own = cgroup.own_v2()
+    if own is None:
+        return
+    for leaf in own.glob("pinstorm-*"):
+        pid = leaf.name.removeprefix("pinstorm-")
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError):
+                _kill_leaf(leaf)
+                leaf.rmdir()
+
+
+def _kill_leaf(leaf: Path) -> bool:
+    pids = (leaf / "cgroup.procs").read_text().split()
+    if not pids:
+        return False
+    try:
+        (leaf / "cgroup.kill").write_text("1")
+    except FileNotFoundError:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+    return True
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return found
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,102 @@
+"""Everything that changes the machine, in one place, written down before it is done.
+
+Each change is a file under /proc or /sys with the text it had before. The list is on disk before
+the first write, so that the next start gives back what a killed run could not.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import workloads
+from pinstorm.errors import UsageError
+from telemetry import hugepages
+from workloads.memory import HUGE_BYTES
+from workloads.spec import Need, Planned
+
+UNDO = Path("/run/pinstorm/undo.json")
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Give back what a killed run left changed, and at the end what this one changed."""
+    undo()
+    try:
+        yield
+    finally:
+        undo()
+
+
+def provide(plan: Sequence[Planned]) -> None:
+    """--setup: give the cases what they need and this machine can be given: huge pages."""
+    wanted = max((_huge_pages(planned) for planned in plan), default=0)
+    pool = hugepages.read().get(HUGE_BYTES)
+    if not wanted or pool is None or (pool.usable or 0) >= wanted:
+        return
+    total = (pool.total or 0) + wanted - (pool.usable or 0)
+    change(hugepages.pool_size_file(HUGE_BYTES), str(total))
+
+
+def change(path: Path, text: str) -> None:
+    """Write a file of /proc or /sys, after noting what it was."""
+    try:
+        before = path.read_text().strip()
+        changes = [*_noted(), [str(path), before]]
+        UNDO.parent.mkdir(parents=True, exist_ok=True)
+        _note(changes)
+        path.write_text(text)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"--setup cannot change {path}: {reason}; run as root") from error
+
+
+def undo() -> None:
+    """Write back what is noted, the newest first, and forget it."""
+    for path, before in reversed(_noted()):
+        with contextlib.suppress(OSError):
+            Path(path).write_text(before)
+    with contextlib.suppress(OSError):
+        UNDO.unlink(missing_ok=True)
+
+
+def tool_commit() -> str | None:
+    """The git commit of this checkout, with ``+`` when files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git(here, "status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _huge_pages(planned: Planned) -> int:
+    memory = workloads.memory_spec(planned.case.memory)
+    if Need.HUGETLB_2M not in memory.needs:
+        return 0
+    return memory.mapped_bytes(planned.case.size_bytes) // HUGE_BYTES
+
+
+def _noted() -> list[list[str]]:
+    try:
+        changes: list[list[str]] = json.loads(UNDO.read_text())
+        return changes
+    except (OSError, ValueError):
+        return []
+
+
+def _note(changes: list[list[str]]) -> None:
+    beside = UNDO.with_suffix(f".{os.getpid()}")
+    with open(beside, "w", encoding="utf-8") as file:
+        json.dump(changes, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, UNDO)
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,1 @@
+"""The lab: suites run in a virtual machine on a chosen kernel, so that anyone can repeat them."""

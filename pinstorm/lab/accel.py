@@ -1,0 +1,84 @@
+"""How the guest's instructions run: KVM where it really boots a guest, else emulation (TCG).
+
+That /dev/kvm can be opened is not enough: QEMU may abort at once or hang there. So a kernel is
+booted once, with a deadline; the answer is kept in the cache for this boot of the host and this
+QEMU.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pinstorm import cache
+from pinstorm.errors import UsageError
+from pinstorm.lab.kernels import Kernel
+
+QEMU = "qemu-system-x86_64"
+PROBE_DEADLINE_S = 10.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Accel:
+    """``name``: kvm or tcg, as the record's ``accel``. ``reason``: why it is not KVM."""
+
+    name: Literal["kvm", "tcg"]
+    qemu_version: str
+    reason: str | None = None
+
+
+def accelerator(kernel: Kernel) -> Accel:
+    """What guests run under here; boots ``kernel`` once to find out, and remembers."""
+    version = qemu_version()
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Accel("tcg", version, "/dev/kvm is missing or cannot be opened")
+    known = cache.cache_dir() / "accel.json"
+    key = {"boot_id": _BOOT_ID.read_text().strip(), "qemu_version": version}
+    with cache.locked(known):
+        entry = cache.read_json(known)
+        if {name: entry.get(name) for name in key} != key:
+            entry = {**key, "reason": why_kvm_fails(kernel)}
+            cache.write_json(known, entry)
+    reason = entry.get("reason")
+    return Accel("tcg" if reason else "kvm", version, reason)
+
+
+def qemu_version() -> str:
+    """The version QEMU prints, such as ``7.2.22``; UsageError where it is not installed."""
+    if shutil.which(QEMU) is None:
+        raise UsageError(f"{QEMU} is not installed: run scripts/setup, or apt-get install qemu-system-x86")
+    text = subprocess.run([QEMU, "--version"], capture_output=True, text=True).stdout
+    return parse_qemu_version(text)
+
+
+def parse_qemu_version(text: str) -> str:
+    match = re.search(r"version (\S+)", text)
+    return match[1] if match else "unknown"
+
+
+def why_kvm_fails(kernel: Kernel, deadline_s: float = PROBE_DEADLINE_S) -> str | None:
+    """Boot the kernel under KVM up to its panic for want of a root; None when it gets there."""
+    with tempfile.TemporaryDirectory(prefix="kvm-", dir=cache.cache_dir()) as folder:
+        console = Path(folder, "console")
+        options = ["-enable-kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-display", "none", "-no-reboot"]
+        command = [QEMU, *options, "-serial", f"file:{console}", "-kernel", str(kernel.vmlinuz)]
+        command += ["-append", "console=ttyS0 panic=-1 nokaslr"]
+        qemu = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            _, errors = qemu.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            qemu.kill()
+            qemu.communicate()
+            return f"a guest did not boot under KVM within {deadline_s:.0f} s"
+        text = console.read_text(errors="replace") if console.exists() else ""
+    if "Linux version" in text and "Kernel panic" in text:
+        return None
+    last = (errors.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    return f"QEMU ended with {qemu.returncode} under KVM: {last}"

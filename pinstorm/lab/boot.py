@@ -1,0 +1,327 @@
+"""Booting a guest with virtme-ng, and what becomes of it.
+
+virtme-ng boots the kernel on the host's own root file system, read-only, so that the same virtual
+environment runs in the guest. The command's exit code and output come back as files in a directory
+that host and guest share, never from the console. The console (kernel messages, a panic's text) is
+appended to a file as it happens.
+
+What a guest without KVM spends until its first command, and what was done about it, is told at the
+options below: CPU seconds of QEMU on the 7.2 kernel, since wall time depends on who else is busy.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from pinstorm import cache
+from pinstorm.errors import UsageError
+from pinstorm.lab.accel import Accel, accelerator
+from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.shape import Shape
+
+# What Guest.poll() answers when the machine went away without having reported an exit code.
+GONE = -1
+_POLL_S = 0.05
+# Directories that virtme-ng covers with empty tmpfs in the guest.
+_HIDDEN = ("/dev", "/proc", "/sys", "/run", "/var/cache", "/var/log", "/var/tmp", "/var/lib/apt")
+_SAFE_PATH = re.compile(r"[a-zA-Z0-9_+/.-]+")
+_PANIC = re.compile(r"Kernel panic - not syncing|^.*\] Oops: |BUG: unable to handle", re.MULTILINE)
+
+_KERNEL_OPTIONS = (
+    # Warnings and worse go to the console; the rest stays in the guest's own log.
+    "loglevel=5",
+    "console=ttyS1,115200",
+    # No keyboard or mouse: probing them takes half a second.
+    "i8042.noaux",
+    "i8042.nokbd",
+    # The answer to a question nobody asks: saves the self-tests and the integrity subsystems.
+    "cryptomgr.notests",
+    "audit=0",
+)
+
+# Run by the guest's init in place of the host's programs, through PATH. Coldplug and tmpfiles take
+# 4 of 12 CPU seconds, change nothing that a case needs (the kernel makes the device nodes, set-up
+# loads the modules by name), and udev's workers would run beside the measurements.
+_STAND_INS = ("systemd-tmpfiles", "udevadm")
+
+# 9p with a page cache. virtme-ng's own root has none: every page of every program is a round trip.
+# What the host changes in these directories while the guest runs is not seen.
+_CACHED_ROOT = "ro,version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose"
+_TAG = "pinstorm"
+
+_ENTRY = """\
+#!/bin/sh
+: > {control}/started
+mkdir -p /run/pinstorm/root /run/pinstorm/share /run/pinstorm/bin /run/pinstorm/tmp
+if mount -t 9p -o {options} {tag} /run/pinstorm/root; then
+    mount --bind /run/pinstorm/root/usr /usr
+    mount --bind {share} /run/pinstorm/share
+    for directory in {cached}; do mount --bind "/run/pinstorm/root$directory" "$directory"; done
+    mount --bind /run/pinstorm/share {share}
+fi
+for status in /proc/[0-9]*/status; do
+    read -r _ name < "$status" || continue
+    if [ "$name" = systemd-udevd ]; then pid=${{status#/proc/}}; kill "${{pid%/status}}"; fi
+done 2> /dev/null
+base=/run/pinstorm/root{base}
+[ -d "$base" ] || base={base}
+printf '#!/bin/sh\nexec /sbin/modprobe -d %s "$@"\n' "$base" > /run/pinstorm/bin/modprobe
+chmod 755 /run/pinstorm/bin/modprobe
+echo /run/pinstorm/bin/modprobe > /proc/sys/kernel/modprobe
+{environment}
+cd {cwd}
+{command} < /dev/null > {control}/stdout 2> {control}/stderr
+echo $? > {control}/exit.new
+mv {control}/exit.new {control}/exit
+"""
+
+
+@dataclass
+class Guest:
+    """A running virtual machine and the one command in it. Use as a context manager, or kill()."""
+
+    process: subprocess.Popen[bytes]
+    control: Path
+    console: Path
+    accel: Accel
+    booted_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def started(self) -> bool:
+        """Whether the command was ever started; False at the end is a lost boot."""
+        return (self.control / "started").exists()
+
+    def poll(self) -> int | None:
+        """The command's exit code; None while it runs; GONE when the machine went away."""
+        ended = self.process.poll() is not None
+        # in this order: a machine that ended has written its exit code before, or never will
+        code = self._exit_code()
+        return code if code is not None else GONE if ended else None
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Like poll(), but waits until there is an answer or ``timeout_s`` is over."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            time.sleep(_POLL_S)
+        return code
+
+    def kill(self) -> None:
+        """End the machine and everything started for it, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def output(self) -> tuple[str, str]:
+        """What the command has written so far: standard output, standard error."""
+        return self._text("stdout"), self._text("stderr")
+
+    def machine_messages(self) -> str:
+        """What virtme-ng and QEMU themselves said: the reason of a boot that never was."""
+        return self._text("virtme")
+
+    def pid_of_qemu(self) -> int | None:
+        """The process id of QEMU, a child of virtme-ng's process; None when it is not there."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        with contextlib.suppress(OSError):
+            for pid in children.read_text().split():
+                if Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system"):
+                    return int(pid)
+        return None
+
+    def __enter__(self) -> "Guest":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        shutil.rmtree(self.control, ignore_errors=True)
+
+    def _exit_code(self) -> int | None:
+        text = self._text("exit").strip()
+        return int(text) if text.isdigit() else None
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.control / name).read_text(errors="replace")
+        except OSError:
+            return ""
+
+
+def boot(
+    kernel: Kernel,
+    shape: Shape,
+    argv: Sequence[str],
+    share: Path,
+    console: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    accel: Accel | None = None,
+) -> Guest:
+    """Start a guest that runs ``argv`` as root in ``cwd`` and powers off.
+
+    ``share`` is writable in the guest, at the same path; everything else is the host's root,
+    read-only. ``console``: the file the console is appended to. ``env``: variables set for the
+    command. UsageError when virtme-ng or QEMU is missing or a path cannot be shown to the guest.
+    """
+    share, console = share.absolute(), console.absolute()
+    for path, remedy in ((share, "--out"), (kernel.modules, "PINSTORM_CACHE")):
+        check_visible(path, remedy)
+    accel = accel or accelerator(kernel)
+    share.mkdir(parents=True, exist_ok=True)
+    control = Path(tempfile.mkdtemp(prefix=".guest-", dir=share))
+    control.chmod(0o755)
+    for name in _STAND_INS:
+        _write_script(control / "bin" / name, "#!/bin/sh\nexit 0\n")
+    entry = _entry(kernel, share, control, argv, env or {}, cwd or Path.cwd())
+    _write_script(control / "entry", entry)
+    with (control / "virtme").open("wb") as messages:
+        process = subprocess.Popen(
+            _command(kernel, shape, accel, share, control, console),
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            env=_host_environment(),
+            # a group of its own: Ctrl-C reaches the runner alone, and kill() reaches all of it
+            start_new_session=True,
+        )
+    return Guest(process, control, console, accel)
+
+
+def check_visible(path: Path, remedy: str) -> None:
+    """UsageError unless the guest sees ``path`` where the host does, and virtme-ng takes it."""
+    if any(path.is_relative_to(hidden) for hidden in _HIDDEN):
+        raise UsageError(
+            f"{path} is not visible in the guest, which has its own {'/'.join(path.parts[:3])[1:]}: "
+            f"choose another directory ({remedy})"
+        )
+    if not _SAFE_PATH.fullmatch(str(path)):
+        raise UsageError(
+            f"{path} has a character that virtme-ng does not take: choose a directory of letters, "
+            f"digits and _+/.- ({remedy})"
+        )
+
+
+def virtme_run() -> str:
+    """virtme-ng's program, of this interpreter's environment or on PATH."""
+    beside = Path(sys.executable).with_name("virtme-run")
+    if beside.exists():
+        return str(beside)
+    if found := shutil.which("virtme-run"):
+        return found
+    raise UsageError("virtme-ng is not installed: run scripts/setup, or pip install 'pinstorm[lab]'")
+
+
+def _command(
+    kernel: Kernel, shape: Shape, accel: Accel, share: Path, control: Path, console: Path
+) -> list[str]:
+    command = [virtme_run(), "--kimg", str(kernel.vmlinuz), "--mods=auto"]
+    # virtiofsd is looked for for 3 s a directory before virtme-ng gives it up, and needs the
+    # guest's memory to be shared: 9p works alike on every host.
+    command += ["--force-9p", "--no-dhcp", "--memory", f"{shape.memory_mib}M"]
+    command += ["--cpus", str(shape.cpus), "--rwdir", str(share)]
+    command += ["--script-sh", f"/bin/sh {control}/entry"]
+    stand_ins = f"PATH={control}/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+    for option in (*_KERNEL_OPTIONS, *shape.kernel_options, stand_ins):
+        command += ["--kopt", option]
+    qemu = ["-chardev", f"file,id=pinstorm,path={console},append=on", "-serial", "chardev:pinstorm"]
+    # multidevs: the host's root may hold several file systems, whose inode numbers can be equal
+    qemu += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
+    qemu += ["-device", f"virtio-9p-pci,fsdev=root,mount_tag={_TAG}"]
+    if accel.name == "tcg":
+        command.append("--disable-kvm")
+        qemu += ["-accel", "tcg,thread=multi,tb-size=512"]
+    if kernel.vmlinux is not None:
+        # the last -kernel counts: entered at its PVH note, it need not decompress itself
+        qemu += ["-kernel", str(kernel.vmlinux)]
+    return command + [f"--qemu-opt={word}" for word in (*qemu, *shape.qemu_options)]
+
+
+def _entry(
+    kernel: Kernel,
+    share: Path,
+    control: Path,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+) -> str:
+    variables = {
+        "HOME": "/root",
+        "TMPDIR": "/run/pinstorm/tmp",
+        "PATH": "/run/pinstorm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        **env,
+    }
+    return _ENTRY.format(
+        control=shlex.quote(str(control)),
+        share=shlex.quote(str(share)),
+        options=_CACHED_ROOT,
+        tag=_TAG,
+        cached=shlex.join(str(path) for path in _cached_directories()),
+        base=shlex.quote(str(kernel.modules_base)),
+        environment="\n".join(f"export {k}={shlex.quote(v)}" for k, v in variables.items()),
+        cwd=shlex.quote(str(cwd)),
+        command=shlex.join(argv),
+    )
+
+
+def _cached_directories() -> list[Path]:
+    """Where programs are read from besides /usr: this package, and the interpreter's environment."""
+    found: list[Path] = []
+    for path in sorted({Path(__file__).resolve().parents[2], Path(sys.prefix).resolve()}):
+        covered = any(path.is_relative_to(other) for other in (Path("/usr"), *found))
+        hidden = any(path.is_relative_to(other) for other in _HIDDEN)
+        if not covered and not hidden and path != Path("/"):
+            found.append(path)
+    return found
+
+
+def _write_script(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def _host_environment() -> dict[str, str]:
+    """The environment of virtme-ng: it keeps its own files, and temporary ones, in the cache."""
+    home = cache.cache_dir() / "virtme-ng"
+    temporary = home / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    path = os.environ.get("PATH", "/usr/bin:/bin")
+    return {
+        **{k: v for k, v in os.environ.items() if k not in ("TERM",)},
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        # depmod and modprobe are in sbin, which an ordinary user's PATH lacks on Debian
+        "PATH": f"{path}:/usr/sbin:/sbin",
+    }
+
+
+def console_tail(path: Path, lines: int = 20) -> list[str]:
+    """The last lines of a console file, without terminal escapes; empty when there is none."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return []
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|\r", "", text)
+    return [line.rstrip() for line in plain.splitlines() if line.strip()][-lines:]
+
+
+def panicked(text: str) -> bool:
+    """Whether console text shows that the kernel oopsed or panicked."""
+    return _PANIC.search(text) is not None

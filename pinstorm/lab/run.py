@@ -1,0 +1,336 @@
+"""``pinstorm lab run``: the host's side. Boot a guest per shape, watch it, and merge what it wrote.
+
+The guest writes the journal while it lives; the host writes to it only between boots, about a case
+that a dead guest left unfinished: ``crash`` when the console shows a panic, else ``lost``. The run
+then goes on with the next case in a fresh guest. A boot that never ran a case is tried once more.
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import workloads
+from pinstorm import __version__, bundle, host, journal
+from pinstorm.errors import ExitCode, Interrupted
+from pinstorm.journal import Journal
+from pinstorm.lab import accel, boot, kernels
+from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.shape import PLAIN, SHAPES, Shape, shapes_for
+from pinstorm.suite import Suite
+from workloads.spec import Planned
+
+Listener = Callable[[dict[str, Any]], None]
+Note = Callable[[str], None]
+
+BOOT_DEADLINE_S = 180.0
+# What a guest may be late with a record beyond the case's own deadline before it is given up.
+GRACE_S = 60.0
+LOST_BOOTS = 2
+CONSOLE_LINES = 25
+_POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class Done:
+    """One kernel's bundle."""
+
+    kernel: Kernel
+    path: Path
+    records: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is constant over the boots of one kernel."""
+
+    suite: Suite
+    kernel: Kernel
+    path: Path
+    accelerator: accel.Accel
+    listener: Listener
+    note: Note
+    include: Sequence[str]
+    boots: list[dict[str, Any]] = field(default_factory=list)
+    seen_bytes: int = 0
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path / bundle.JOURNAL
+
+    @property
+    def console_path(self) -> Path:
+        return self.path / "console.log"
+
+
+def resolve_kernels(names: Sequence[str]) -> list[Kernel]:
+    """The kernels of those names, fetched where the cache lacks them; each release once."""
+    found = {kernel.release: kernel for kernel in map(kernels.resolve, kernels.expand(list(names)))}
+    return list(found.values())
+
+
+def make_parent(out: Path | None, suite_name: str) -> Path:
+    """The directory that gets one bundle per kernel."""
+    return bundle.create(out or bundle.default_path(f"{suite_name}-lab"))
+
+
+def run_kernel(
+    suite: Suite,
+    plan: Sequence[Planned],
+    kernel: Kernel,
+    parent: Path,
+    only: str | None,
+    listener: Listener,
+    note: Note,
+    include: Sequence[str] = (),
+) -> Done:
+    """Run the plan on one kernel into PARENT/RELEASE. A Ctrl-C is in what is returned."""
+    path = bundle.create(parent / kernel.release)
+    run = _Run(suite, kernel, path, accel.accelerator(kernel), listener, note, include)
+    Journal.create(run.journal_path).close()
+    done = Done(kernel, path)
+    try:
+        wanted = dict.fromkeys(_shape_of(planned) for planned in plan)
+        for shape in shapes_for(kernel, wanted):
+            cases = [planned for planned in plan if _shape_of(planned) in shape.serves]
+            _run_shape(run, shape, cases)
+    except KeyboardInterrupt:
+        done.interrupted = True
+    finally:
+        bundle.write_manifest(path, _manifest(run, only))
+    done.records = journal.read(run.journal_path).records
+    bundle.finish(path)
+    return done
+
+
+def shell(kernel: Kernel) -> int:
+    """A root shell on the terminal, in a guest that has been set up; its exit code."""
+    (shape,) = shapes_for(kernel, SHAPES)[-1:]
+    setup = [sys.executable, "-m", "pinstorm.lab.setup", *shape.pieces]
+    return boot.interactive(kernel, shape, setup)
+
+
+def index_entry(done: Done) -> dict[str, Any]:
+    from pinstorm.cli import exit_code
+
+    verdicts: dict[str, int] = {}
+    for record in done.records:
+        verdicts[record["verdict"]] = verdicts.get(record["verdict"], 0) + 1
+    code = ExitCode.INTERRUPTED if done.interrupted else exit_code(done.records)
+    return {
+        "kernel": done.kernel.release,
+        "path": done.path.name,
+        "exit_code": int(code),
+        "verdicts": verdicts,
+    }
+
+
+write_index = bundle.write_index
+
+
+def interrupted(done: Done) -> Interrupted:
+    return Interrupted(f"interrupted after {len(done.records)} cases; bundle {done.path} is valid")
+
+
+def _shape_of(planned: Planned) -> str:
+    return workloads.memory_spec(planned.case.memory).shape or PLAIN
+
+
+def _run_shape(run: _Run, shape: Shape, cases: Sequence[Planned]) -> None:
+    """Boot until every case has a record."""
+    lost_boots = 0
+    while todo := _unfinished(run, cases):
+        before = len(todo)
+        started = _run_boot(run, shape, todo)
+        _close_unfinished(run, cases)
+        if len(_unfinished(run, cases)) < before:
+            lost_boots = 0
+            continue
+        lost_boots += 1
+        what = "ran no case" if started else "never came up"
+        run.note(f"the guest {what}; its messages are in {run.console_path}")
+        if lost_boots == LOST_BOOTS:
+            _give_up(run, _unfinished(run, cases))
+
+
+def _unfinished(run: _Run, cases: Sequence[Planned]) -> list[Planned]:
+    done = journal.read(run.journal_path).done
+    return [planned for planned in cases if planned.seq not in done]
+
+
+def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
+    """One guest, until it has run its cases, died or hung; whether its command was started."""
+    number = len(run.boots)
+    job, report = run.path / f".job-{number}.json", run.path / f".boot-{number}.json"
+    bundle.write_json(job, _job(run, shape, todo, report))
+    began_s = time.monotonic()
+    command = [sys.executable, "-m", "pinstorm.lab.guest", str(job)]
+    environment = {"PYTHONPATH": ":".join(sys.path[1:])} if run.include else {}
+    with boot.boot(
+        run.kernel, shape, command, run.path, run.console_path, environment,
+        accel=run.accelerator,
+    ) as guest:  # fmt: skip
+        try:
+            ended = _watch(run, guest)
+        except KeyboardInterrupt:
+            guest.kill()
+            _note_interrupted(run)
+            raise
+        finally:
+            started = guest.started
+            run.boots.append(
+                {
+                    "shape": shape.name,
+                    "kernel_options": list(shape.kernel_options),
+                    "memory_mib": shape.memory_mib,
+                    "cpus": shape.cpus,
+                    "cases": len(todo),
+                    "elapsed_s": round(time.monotonic() - began_s, 3),
+                    **_read_report(report),
+                }
+            )
+            job.unlink(missing_ok=True)
+            report.unlink(missing_ok=True)
+        if ended != 0:
+            _keep_messages(run, guest, ended)
+    return started
+
+
+def _job(run: _Run, shape: Shape, todo: Sequence[Planned], report: Path) -> dict[str, Any]:
+    return {
+        "run": run.path.parent.name,
+        "accel": run.accelerator.name,
+        "host": platform.node(),
+        "pieces": list(shape.pieces),
+        "include": list(run.include),
+        "journal": str(run.journal_path),
+        "report": str(report),
+        "plan": [planned.to_json() for planned in todo],
+    }
+
+
+def _watch(run: _Run, guest: boot.Guest) -> int | None:
+    """Pass the journal's lines on until the guest ends; None when it hung and was killed."""
+    give_up_s = time.monotonic() + BOOT_DEADLINE_S
+    while (code := guest.poll()) is None:
+        for line in _new_lines(run):
+            allowed_s = float(line.get("deadline_s", BOOT_DEADLINE_S))
+            give_up_s = time.monotonic() + allowed_s + GRACE_S
+        if time.monotonic() > give_up_s:
+            guest.kill()
+            break
+        time.sleep(_POLL_S)
+    _new_lines(run)
+    return code
+
+
+def _new_lines(run: _Run) -> list[dict[str, Any]]:
+    lines, run.seen_bytes = journal.tail(run.journal_path, run.seen_bytes)
+    for line in lines:
+        run.listener(line)
+    return lines
+
+
+def _close_unfinished(run: _Run, cases: Sequence[Planned]) -> None:
+    """The case that a dead guest left behind: a crash when the kernel said so, else lost."""
+    contents = journal.read(run.journal_path)
+    if not contents.started and not contents.torn_bytes:
+        return
+    tail = boot.console_tail(run.console_path, CONSOLE_LINES)
+    by_seq = {planned.seq: planned for planned in cases}
+    with Journal.append_to(run.journal_path) as lines:
+        for seq in contents.started:
+            if boot.panicked("\n".join(tail)):
+                verdict, reason = "crash", "kernel-panic"
+            else:
+                verdict, reason = "lost", "guest-gone"
+            lines.record(_ended_by_host(run, by_seq[seq], verdict, reason, tail))
+    _new_lines(run)
+
+
+def _give_up(run: _Run, cases: Sequence[Planned]) -> None:
+    with Journal.append_to(run.journal_path) as lines:
+        for planned in cases:
+            tail = boot.console_tail(run.console_path, CONSOLE_LINES)
+            lines.record(_ended_by_host(run, planned, "lost", "boot-lost", tail))
+    _new_lines(run)
+
+
+def _ended_by_host(
+    run: _Run, planned: Planned, verdict: str, reason: str, console: Sequence[str]
+) -> dict[str, Any]:
+    case = planned.case
+    return {
+        "schema": bundle.SCHEMA_VERSION,
+        "run": run.path.parent.name,
+        "boot": run.boots[-1].get("boot", "") if run.boots else "",
+        "accel": run.accelerator.name,
+        "host": platform.node(),
+        "kernel": run.kernel.release,
+        "device": run.boots[-1].get("device") if run.boots else None,
+        "seq": planned.seq,
+        "round": planned.round,
+        "case": case.id,
+        "workload": case.workload,
+        "memory": case.memory,
+        "params": dict(case.params),
+        "outcome": None,
+        "verdict": verdict,
+        "reason": reason,
+        "kmsg": list(console),
+    }
+
+
+def _note_interrupted(run: _Run) -> None:
+    contents = journal.read(run.journal_path)
+    with Journal.append_to(run.journal_path) as lines:
+        for seq, start in contents.started.items():
+            lines.interrupted(seq, start["start"])
+
+
+def _keep_messages(run: _Run, guest: boot.Guest, ended: int | None) -> None:
+    """What the guest's command and QEMU said goes to the console's file: results never do."""
+    output, errors = guest.output()
+    with open(run.console_path, "a", encoding="utf-8") as console:
+        for title, text in (
+            ("guest command, standard output", output),
+            ("guest command, standard error", errors),
+            ("virtme-ng and QEMU", guest.machine_messages()),
+        ):
+            if text.strip():
+                console.write(f"\n--- {title} (exit {ended}) ---\n{text.rstrip()}\n")
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        return report
+    except (OSError, ValueError):
+        return {}
+
+
+def _manifest(run: _Run, only: str | None) -> dict[str, Any]:
+    """The suite and the host, then the first boot's machine; every boot's own facts in ``boots``."""
+    first = next((entry for entry in run.boots if "fingerprint" in entry), {})
+    fingerprint: Mapping[str, Any] = first.get("fingerprint", {})
+    boots = [{k: v for k, v in entry.items() if k != "fingerprint"} for entry in run.boots]
+    return {
+        "tool": {"version": __version__, "commit": host.tool_commit()},
+        "suite": run.suite.to_manifest(),
+        "only": only,
+        "accel": run.accelerator.name,
+        "qemu": accel.qemu_version(),
+        "lab": {"kernel": run.kernel.name, "release": run.kernel.release, "host": platform.node()},
+        "identity": first.get("identity"),
+        "selftest": first.get("selftest"),
+        "device": first.get("device"),
+        "boots": boots,
+        "kernel": {"release": run.kernel.release},
+        **fingerprint,
+    }
+

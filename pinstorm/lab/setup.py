@@ -1,0 +1,233 @@
+"""What the guest is given before its cases run: an RDMA device, DAX, scratch, huge pages, CMA.
+
+Runs in the guest, as root, with the standard library alone. Every piece fails by itself and says
+why; the cases that need it are skipped with that reason. Pieces do not wait for each other.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN = Path("/run/pinstorm")
+DEVICE = "rxe0"
+_INTERFACE = "dummy0"
+_ADDRESS = "192.0.2.1/24"  # TEST-NET-1, RFC 5737: routed nowhere
+_MTU_BYTES = 9000
+EXT4_MIB = 512
+COMMAND_DEADLINE_S = 60.0
+# Blocks of a page, so that DAX can map them. The inode tables are left to be written when they are
+# needed and nothing is discarded: both take seconds under emulation, and neither touches user pages.
+# The journal stays: without one, ext4 goes other ways in write-back and in DAX mounts.
+_MKFS = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=1", "-N", "4096")
+
+
+class SetupError(Exception):
+    """A step of a piece failed; the message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetupResult:
+    """Whether a piece is there, what it is or why it is not, and how long it took."""
+
+    ok: bool
+    detail: str
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """What the pieces gave: each one's result, directories by kind of scratch, the RDMA device."""
+
+    results: Mapping[str, SetupResult]
+    scratch: Mapping[str, str]
+    device: str | None
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "pieces": {
+                name: {"ok": r.ok, "detail": r.detail, "elapsed_s": round(r.elapsed_s, 3)}
+                for name, r in self.results.items()
+            },
+            "scratch": dict(self.scratch),
+            "device": self.device,
+        }
+
+
+def set_up(pieces: Iterable[str]) -> Lab:
+    """Set up the named pieces, at the same time; never raises for one that fails."""
+    names = list(dict.fromkeys(pieces))
+    with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
+        results = dict(zip(names, pool.map(_attempt, names), strict=True))
+    done = {name for name, result in results.items() if result.ok}
+    scratch = {}
+    if "scratch-ext4" in done:
+        scratch["ext4"] = scratch["target"] = str(RUN / "ext4")
+    if "pmem-dax" in done:
+        scratch["dax"] = str(RUN / "dax")
+    return Lab(results, scratch, DEVICE if "rxe" in done else None)
+
+
+def _attempt(name: str) -> SetupResult:
+    start = time.monotonic()
+    piece = PIECES.get(name)
+    try:
+        if piece is None:
+            raise SetupError(f"no set-up piece is called {name!r}: give {', '.join(PIECES)}")
+        ok, detail = True, piece()
+    except (SetupError, OSError) as error:
+        ok, detail = False, str(error)
+    return SetupResult(ok, detail, time.monotonic() - start)
+
+
+def rxe() -> str:
+    """A Soft-RoCE device on a dummy interface: loopback RDMA without hardware."""
+    _run("modprobe", "-a", "rdma_rxe", "ib_uverbs", "dummy")
+    if not Path("/sys/class/net", _INTERFACE).exists():
+        _run("ip", "link", "add", _INTERFACE, "type", "dummy")
+    _run("ip", "address", "replace", _ADDRESS, "dev", _INTERFACE)
+    # A path MTU of 4096, so that no packet starts inside a page: rxe's __rxe_odp_mr_copy() ignores
+    # the offset within the page (seen in the source of v7.2, and its corruption measured there).
+    _run("ip", "link", "set", _INTERFACE, "mtu", str(_MTU_BYTES), "up")
+    if not Path("/sys/class/infiniband", DEVICE).exists():
+        _run("rdma", "link", "add", DEVICE, "type", "rxe", "netdev", _INTERFACE)
+    node = Path("/dev/infiniband/uverbs0")
+    _wait_for(node.exists, f"{node} did not appear")
+    return f"{DEVICE} on {_INTERFACE} ({_ADDRESS})"
+
+
+def pmem_dax() -> str:
+    """ext4 mounted with -o dax on persistent memory that the kernel option memmap= made of RAM."""
+    _run("modprobe", "-a", "nd_pmem", "nd_e820", "ext4")
+    device = Path("/dev/pmem0")
+    _wait_for(device.exists, f"{device} did not appear (kernel option memmap=512M!4G?)")
+    directory = _make_ext4(device, RUN / "dax", "dax")
+    options = mount_options(Path("/proc/self/mountinfo").read_text(), str(directory))
+    # a kernel that cannot do DAX mounts without it and only says so in the log
+    if not {"dax", "dax=always"} & set(options):
+        raise SetupError(f"{directory} is mounted without dax (options {','.join(options)})")
+    return f"{device} on {directory}, ext4, dax"
+
+
+def scratch_ext4() -> str:
+    """ext4 on a RAM disk: file-backed memory, and the target of direct IO."""
+    _run("modprobe", "ext4")
+    _run("modprobe", "brd", "rd_nr=1", f"rd_size={EXT4_MIB * 1024}")
+    device = Path("/dev/ram0")
+    _wait_for(device.exists, f"{device} did not appear")
+    directory = _make_ext4(device, RUN / "ext4", "noatime")
+    return f"{device} ({EXT4_MIB} MiB) on {directory}, ext4"
+
+
+def hugepages() -> str:
+    """A pool of 2 MiB pages; the kernel option hugepages= made it, else it is asked for here."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    if int((pool / "nr_hugepages").read_text()) == 0:
+        (pool / "nr_hugepages").write_text("64")
+    pages = int((pool / "free_hugepages").read_text())
+    if pages == 0:
+        raise SetupError("the kernel gave no 2 MiB pages (nr_hugepages stays 0)")
+    return f"{pages} free pages of 2 MiB"
+
+
+def movable() -> str:
+    """Memory that a long-term pin must leave: a CMA area, or a ZONE_MOVABLE that has pages."""
+    cma_kib = re.search(r"^CmaTotal: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    if cma_kib and int(cma_kib[1]):
+        return f"CMA of {int(cma_kib[1]) >> 10} MiB"
+    pages = zone_present_pages(Path("/proc/zoneinfo").read_text(), "Movable")
+    if not pages:
+        raise SetupError("neither a CMA area nor a ZONE_MOVABLE with pages (cma=, kernelcore=)")
+    return f"ZONE_MOVABLE of {pages >> 8} MiB"
+
+
+def tracing() -> str:
+    """tracefs and debugfs where tools look for them, and a kernel log that anyone may read."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    for kind, directory in (("debugfs", "/sys/kernel/debug"), ("tracefs", "/sys/kernel/tracing")):
+        if not mount_options(mounts, directory):
+            _run("mount", "-t", kind, kind, directory)
+    for name, value in (("dmesg_restrict", "0"), ("perf_event_paranoid", "-1")):
+        Path("/proc/sys/kernel", name).write_text(value)
+    return "tracefs, debugfs"
+
+
+PIECES: Mapping[str, Callable[[], str]] = {
+    "tracing": tracing,
+    "hugepages": hugepages,
+    "rxe": rxe,
+    "pmem-dax": pmem_dax,
+    "scratch-ext4": scratch_ext4,
+    "movable": movable,
+}
+
+
+def mount_options(mountinfo: str, directory: str) -> list[str]:
+    """The options of what is mounted last at ``directory``, its own and the file system's.
+
+    Empty when nothing is mounted there. See Documentation/filesystems/proc.rst, mountinfo.
+    """
+    options: list[str] = []
+    for line in mountinfo.splitlines():
+        own, _, file_system = line.partition(" - ")
+        fields = own.split()
+        if len(fields) > 5 and fields[4] == directory:
+            options = fields[5].split(",") + file_system.split()[-1].split(",")
+    return options
+
+
+def zone_present_pages(zoneinfo: str, zone: str) -> int:
+    """Pages present in the zones of that name over all nodes."""
+    total = 0
+    for block in re.split(r"^(?=Node)", zoneinfo, flags=re.MULTILINE):
+        if re.match(rf"Node \d+, zone +{zone}\b", block):
+            present = re.search(r"^ +present +(\d+)", block, re.MULTILINE)
+            total += int(present[1]) if present else 0
+    return total
+
+
+def _make_ext4(device: Path, directory: Path, options: str) -> Path:
+    """Make an ext4 on ``device`` and mount it; a device of the guest's own RAM, never a disk."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.path.ismount(directory):
+        _run(*_MKFS, str(device))
+        _run("mount", "-t", "ext4", "-o", options, str(device), str(directory))
+    directory.chmod(0o1777)
+    return directory
+
+
+def _run(*command: str) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_DEADLINE_S,
+        )
+    except FileNotFoundError as error:
+        raise SetupError(f"{command[0]} is not installed: run scripts/setup") from error
+    except subprocess.TimeoutExpired as error:
+        raise SetupError(f"`{' '.join(command)}` took over {COMMAND_DEADLINE_S:.0f} s") from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise SetupError(f"`{' '.join(command)}` failed: {last}")
+
+
+def _wait_for(condition: Callable[[], bool], otherwise: str, deadline_s: float = 10.0) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            raise SetupError(f"{otherwise} within {deadline_s:.0f} s")
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    import json
+
+    json.dump(set_up(sys.argv[1:] or PIECES).to_json(), sys.stdout, indent=1)

@@ -1,0 +1,381 @@
+"""One case from its fork to its record: the windows, the noise around them, the deadline.
+
+Every figure is the difference of two snapshots taken while the child stands still (design: "How a
+case flows"). The noise of the machine is measured before and after each window, each time at least
+as long as the window; how long a window will be is known from the case before it of the same kind,
+and where that was too short the interval after it is made longer by what is missing.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import workloads
+from pinstorm.containment import Containment
+from pinstorm.spawn import Child, Zygote, ZygoteDied
+from telemetry import maps, process_status, window, zoneinfo
+from telemetry.vmstat import Counters, Snapshot, settle
+from workloads.spec import Case, Surroundings
+
+_MIN_NOISE_NS = 2_000_000
+_FIRST_GUESS_NS = 10_000_000
+_SETTLE_DEADLINE_S = 1.0
+_EXIT_DEADLINE_S = 10.0
+# A child that is slow to close is not the case's failure, but it must not hang the run.
+_CLOSE_DEADLINE_NS = 10_000_000_000
+
+
+class _DeadlinePassed(Exception):
+    """The case took longer than it may."""
+
+
+class _ChildEnded(Exception):
+    """The child's end of the socket closed in mid-case."""
+
+
+@dataclass(slots=True)
+class Expectancy:
+    """How long the windows of each kind of case took, to choose the noise interval before them."""
+
+    _seen_ns: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def expected_ns(self, case: Case, phase: str) -> int:
+        # Half as long again: the interval before a window should not be the shorter one.
+        return self._seen_ns.get(self._kind(case, phase), _FIRST_GUESS_NS) * 3 // 2
+
+    def learn(self, case: Case, phase: str, elapsed_ns: int) -> None:
+        self._seen_ns[self._kind(case, phase)] = elapsed_ns
+
+    @staticmethod
+    def _kind(case: Case, phase: str) -> tuple[Any, ...]:
+        cycles = case.repeat + case.warmup if phase == "cycles" else 1
+        return case.workload, case.size_bytes, phase, cycles
+
+
+@dataclass(slots=True)
+class _Noise:
+    """The pages that moved in the intervals around the windows, when nothing of ours ran."""
+
+    pages: int = 0
+    before_ns: int = 0
+    last_ns: int = 0
+    owed_ns: int = 0
+
+
+class Observation:
+    """Runs one case in a child of the zygote and writes what was seen into ``record``."""
+
+    def __init__(
+        self,
+        case: Case,
+        around: Surroundings,
+        counters: Counters,
+        expectancy: Expectancy,
+        containment: Containment,
+    ):
+        self._case = case
+        self._around = around
+        self._counters = counters
+        self._expectancy = expectancy
+        self._containment = containment
+        self._noise = _Noise()
+        self._spans: dict[str, tuple[Snapshot, Snapshot]] = {}
+        self._window_ns: dict[str, int] = {}
+        self._orphaned: int | None = None
+        self._phases: dict[str, list[int]] = {}
+        self._in_call = workloads.workload_spec(case.workload).scope == "call"
+        self._deadline_ns = time.monotonic_ns() + round(case.deadline_s * 1e9)
+        self._start: Snapshot | None = None
+        self.record: dict[str, Any] = {
+            "outcome": None,
+            "failed_call": None,
+            "failed_phase": None,
+            "done_bytes": None,
+            "detail": None,
+            "placement": None,
+            "pins": None,
+            "vmpin_bytes": None,
+            "migrate": None,
+            "timing_ns": {"first": None, "acquire": [], "release": [], "settle": None},
+            "outcomes": {},
+            "phases": self._phases,
+            "signal": None,
+            "owner_errors": [],
+        }
+
+    def run(self, zygote: Zygote) -> None:
+        """Fork, observe, end. Verdicts that need no oracle are set here: timeout, crash."""
+        baseline = self._counters.snapshot()
+        try:
+            child = zygote.spawn(self._case, self._around)
+        except ZygoteDied:
+            self.record.update(verdict="crash", reason="zygote-died")
+            return
+        self.record["pid"] = child.pid
+        self._containment.admit(child.pid)
+        self.record["containment"] = self._containment.kind
+        killed = True
+        try:
+            self._phases_of(child)
+            killed = False
+        except _DeadlinePassed:
+            self.record.update(verdict="timeout", reason="deadline")
+        except _ChildEnded:
+            killed = False
+        finally:
+            self._end(child, zygote, killed)
+        self._count_orphans(baseline)
+        self._write_pins()
+
+    # -- the phases, in order ------------------------------------------------------------------
+
+    def _phases_of(self, child: Child) -> None:
+        if not self._prepare(child):
+            self._close(child)
+            return
+        status = process_status.read(child.pid)
+        self._acquire(child)
+        outcome = self.record["outcome"]
+        if outcome in ("ok", "short"):
+            self._hold(child, status)
+            self._release(child)
+        self._after_release(child, status)
+        if outcome is not None and self._case.repeat:
+            self._cycles(child)
+        self._close(child)
+
+    def _prepare(self, child: Child) -> bool:
+        began_ns = time.monotonic_ns()
+        child.channel.send(go="prepare")
+        answer = self._receive(child)
+        self._phases["prepare"] = [began_ns, time.monotonic_ns()]
+        if answer["step"] == "prepared":
+            self.record["placement"] = answer["placement"]
+            return True
+        self.record.update(
+            failed_phase="prepare",
+            failed_call=answer["call"],
+            outcome=answer["outcome"],
+            detail=answer["detail"],
+        )
+        return False
+
+    def _acquire(self, child: Child) -> None:
+        before = self._quiet("acquire")
+        self._start = before
+        answer = self._window(child, "acquire", before)
+        self.record["outcome"] = answer["outcome"]
+        self.record["outcomes"] = {answer["outcome"]: 1}
+        self.record["done_bytes"] = answer.get("done_bytes")
+        self.record["timing_ns"]["first"] = answer["ns"]
+        if answer["outcome"] not in ("ok", "short"):
+            self.record["failed_call"] = answer["call"]
+            self.record["failed_phase"] = "acquire"
+            self.record["detail"] = answer["detail"]
+        if answer["outcome"] not in ("ok", "short") or self._in_call:
+            # Nothing may stay, but it may come back late: a bio's pages, a migration's leftovers.
+            self._settle("acquire")
+
+    def _hold(self, child: Child, prepared: process_status.ProcessStatus | None) -> None:
+        began_ns = time.monotonic_ns()
+        held = process_status.read(child.pid)
+        self.record["vmpin_bytes"] = {"held": _grown(prepared, held), "after": None}
+        if held is not None:
+            self.record["memory_of_child"] = {
+                "vmlck_bytes": held.vmlck_bytes,
+                "vmrss_bytes": held.vmrss_bytes,
+                "vma_count": maps.vma_count(child.pid),
+            }
+        self.record["zones_free"] = zoneinfo.free_pages(zoneinfo.read())
+        if self._case.hold_s:
+            self._wait_alive(child, self._case.hold_s)
+        self._phases["hold"] = [began_ns, time.monotonic_ns()]
+
+    def _release(self, child: Child) -> None:
+        answer = self._window(child, "release", self._quiet("release"))
+        if answer["outcome"] != "ok":
+            self.record.update(
+                outcome=answer["outcome"],
+                failed_call=answer["call"],
+                failed_phase="release",
+                detail=answer["detail"],
+            )
+        self._settle("release")
+
+    def _after_release(self, child: Child, prepared: process_status.ProcessStatus | None) -> None:
+        if self.record["vmpin_bytes"] is None:
+            self.record["vmpin_bytes"] = {"held": None, "after": None}
+        after = process_status.read(child.pid)
+        self.record["vmpin_bytes"]["after"] = _grown(prepared, after)
+
+    def _cycles(self, child: Child) -> None:
+        answer = self._window(child, "cycles", self._quiet("cycles"))
+        self.record["timing_ns"]["acquire"] = answer["acquire_ns"]
+        self.record["timing_ns"]["release"] = answer["release_ns"]
+        outcomes = self.record["outcomes"]
+        for outcome, count in answer["outcomes"].items():
+            outcomes[outcome] = outcomes.get(outcome, 0) + count
+        if answer["failed"] is not None:
+            self.record.update(
+                failed_phase=answer["failed"]["phase"], detail=answer["failed"]["detail"]
+            )
+        self._settle("cycles")
+
+    def _close(self, child: Child) -> None:
+        self._deadline_ns = max(self._deadline_ns, time.monotonic_ns() + _CLOSE_DEADLINE_NS)
+        if self._spans:
+            self._quiet(None)
+        child.channel.send(go="close")
+        self.record["owner_errors"] = self._receive(child)["errors"]
+
+    # -- windows, noise, waiting ---------------------------------------------------------------
+
+    def _window(self, child: Child, phase: str, before: Snapshot) -> dict[str, Any]:
+        began_ns = time.monotonic_ns()
+        child.channel.send(go=phase)
+        answer = self._receive(child)
+        after = self._counters.snapshot()
+        self._phases[phase] = [began_ns, after.t_ns]
+        self._spans[phase] = before, after
+        elapsed_ns = self._window_ns[phase] = after.t_ns - before.t_ns
+        self._expectancy.learn(self._case, phase, elapsed_ns)
+        missing_ns = max(0, elapsed_ns - (self._noise.last_ns or 0))
+        self._noise.owed_ns = elapsed_ns + missing_ns
+        return answer
+
+    def _quiet(self, before_phase: str | None) -> Snapshot:
+        """Let nothing of ours run, at least as long as the window before and the one to come."""
+        wanted_ns = max(self._noise.owed_ns, _MIN_NOISE_NS)
+        if before_phase is not None:
+            wanted_ns = max(wanted_ns, self._expectancy.expected_ns(self._case, before_phase))
+        ambient = window.ambient(self._counters, wanted_ns)
+        self._noise.pages = max(self._noise.pages, ambient.pages or 0)
+        if before_phase == "acquire":
+            self._noise.before_ns = ambient.elapsed_ns
+        self._noise.last_ns = ambient.elapsed_ns
+        self._noise.owed_ns = 0
+        return ambient.end
+
+    def _settle(self, phase: str) -> None:
+        """Wait for what the kernel gives back later, and count it to the phase that caused it."""
+        before, after = self._spans[phase]
+        began = self._start
+        if began is None or after.outstanding is None:
+            return
+        rested, settle_ns = settle(
+            self._counters, lambda now: now.outstanding == began.outstanding, _SETTLE_DEADLINE_S
+        )
+        self._spans[phase] = before, rested
+        if phase != "cycles":
+            self.record["timing_ns"]["settle"] = settle_ns
+
+    def _receive(self, child: Child) -> dict[str, Any]:
+        try:
+            answer = child.channel.receive(self._deadline_ns)
+        except TimeoutError as error:
+            raise _DeadlinePassed from error
+        if answer is None:
+            raise _ChildEnded
+        return answer
+
+    def _wait_alive(self, child: Child, seconds: float) -> None:
+        """Hold, and notice a child that ends meanwhile. The deadline starts again afterwards."""
+        until_ns = time.monotonic_ns() + round(seconds * 1e9)
+        try:
+            if child.channel.receive(until_ns) is None:
+                raise _ChildEnded
+        except TimeoutError:
+            pass
+        self._deadline_ns += round(seconds * 1e9)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _end(self, child: Child, zygote: Zygote, killed: bool) -> None:
+        """Wait for the child, kill what is left of its tree, and say how it ended."""
+        status = None
+        try:
+            if not killed:
+                child.channel.close()
+                status = zygote.exit_status(_EXIT_DEADLINE_S)
+            self._containment.kill()
+            if status is None:
+                status = zygote.exit_status(_EXIT_DEADLINE_S)
+        except ZygoteDied:
+            self.record.setdefault("verdict", "crash")
+            self.record.setdefault("reason", "zygote-died")
+            return
+        finally:
+            child.channel.close()
+        if status and not killed:
+            self.record["signal"] = -status if status < 0 else None
+            self.record["verdict"] = "crash"
+            self.record["reason"] = f"signal-{-status}" if status < 0 else f"exit-{status}"
+
+    def _count_orphans(self, baseline: Snapshot) -> None:
+        """Pins still held once the child is gone: nobody is left to give them back."""
+        if baseline.outstanding is None:
+            return
+        rested, _ = settle(
+            self._counters,
+            lambda now: now.outstanding == baseline.outstanding,
+            _SETTLE_DEADLINE_S,
+        )
+        if rested.outstanding is not None:
+            self._orphaned = rested.outstanding - baseline.outstanding
+
+    def _write_pins(self) -> None:
+        deltas = {phase: window.between(*span) for phase, span in self._spans.items()}
+        acquire, release = deltas.get("acquire"), deltas.get("release")
+        if acquire is None:
+            return
+        self.record["migrate"] = {"success": acquire.migrate_success, "fail": acquire.migrate_fail}
+        before, after = self._spans["acquire"]
+        if before.free_cma_pages is not None:
+            self.record["cma"] = {
+                "free_pages_before": before.free_cma_pages,
+                "free_pages_after": after.free_cma_pages,
+            }
+        if acquire.acquired is None or acquire.released is None:
+            return
+        failed = self.record["outcome"] not in ("ok", "short")
+        held = acquire.acquired - acquire.released
+        leaked = held + (_net(release) if release is not None else 0)
+        moved = max(acquire.acquired, acquire.released)
+        noise = self._noise.pages
+        refreshed = self._counters.refreshes
+        self.record["pins"] = {
+            "exact": refreshed and noise == 0,
+            "refreshed": refreshed,
+            "bound": self._counters.held_bound_pages,
+            "noise": noise,
+            "flagged": noise > 0 and noise >= moved,
+            "acquire": _moves(acquire),
+            "release": _moves(release) if release is not None else None,
+            "held": held,
+            # Without a release the case refused: whatever is still there was never given back.
+            "leaked": leaked if release is not None or failed else None,
+            "orphaned": self._orphaned,
+            "cycles": _moves(deltas["cycles"]) if "cycles" in deltas else None,
+            "per_node": {str(node): list(pair) for node, pair in acquire.per_node.items()},
+            "window_ns": dict(self._window_ns),
+            "noise_ns": [self._noise.before_ns, self._noise.last_ns],
+        }
+
+
+def _net(delta: window.Delta) -> int:
+    assert delta.acquired is not None
+    assert delta.released is not None
+    return delta.acquired - delta.released
+
+
+def _moves(delta: window.Delta) -> dict[str, int | None]:
+    return {"acquired": delta.acquired, "released": delta.released}
+
+
+def _grown(
+    before: process_status.ProcessStatus | None, now: process_status.ProcessStatus | None
+) -> int | None:
+    """VmPin beyond what *prepare* left: a real device pins its own queues as well."""
+    if before is None or now is None or before.vmpin_bytes is None or now.vmpin_bytes is None:
+        return None
+    return now.vmpin_bytes - before.vmpin_bytes

@@ -1,0 +1,217 @@
+"""Runs a list of cases one after the other: journal, zygote, self-test, kernel log, Ctrl-C.
+
+Used by ``pinstorm run`` on the host and by the guest side of ``pinstorm lab run``; so it imports
+nothing that is slow to start. What a case is and how it is observed is pinstorm.observe's.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from pinstorm import containment, verdict
+from pinstorm.journal import Journal
+from pinstorm.needs import Survey
+from pinstorm.observe import Expectancy, Observation
+from pinstorm.spawn import Zygote
+from telemetry import kmsg, taint
+from telemetry.vmstat import Counters
+from workloads.spec import MIB, Case, Planned
+
+# process_vm_writev has pinned its target's pages in every kernel that has the counters (CASE 5 of
+# pin_user_pages.rst), while O_DIRECT has only from 6.5 on.
+SELF_TEST = Case("process-vm-write", "anon", {"size_bytes": MIB}, repeat=0, warmup=0)
+
+# Two interrupts: the first ends the run after giving back what the case holds, the second at once.
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(slots=True)
+class Identity:
+    """What every record of a run repeats, so that a record can be read alone."""
+
+    run: str
+    boot: str
+    accel: str
+    host: str
+    kernel: str
+    kernel_version: str
+    device: str | None
+    lab: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "run": self.run,
+            "boot": self.boot,
+            "accel": self.accel,
+            "host": self.host,
+            "kernel": self.kernel,
+            "kernel_version": self.kernel_version,
+            "device": self.device,
+        }
+
+
+class Interrupt(BaseException):
+    """Ctrl-C or SIGTERM, raised in the main thread between two system calls."""
+
+
+@dataclass(slots=True)
+class Runner:
+    """Everything one run needs, given from outside; ``run`` does the work.
+
+    ``listener`` gets every journal line (start lines and records) as it is written.
+    """
+
+    identity: Identity
+    survey: Survey
+    counters: Counters
+    zygote: Zygote
+    journal: Journal
+    log: kmsg.KernelLog | None
+    listener: Listener
+    pins_available: bool = True
+    _expectancy: Expectancy = field(default_factory=Expectancy)
+    _leaves: containment.Leaves = field(default_factory=containment.Leaves)
+
+    def self_test(self) -> dict[str, Any]:
+        """Pin a known number of pages; where the counters don't move by it, pins are not judged."""
+        observation = self._observe(SELF_TEST)
+        record = observation.record
+        pins = record["pins"]
+        seen = None if pins is None else pins["acquire"]["acquired"]
+        tolerance = 0 if pins is None else pins["bound"] + pins["noise"]
+        self.pins_available = (
+            record["outcome"] == "ok"
+            and seen is not None
+            and abs(seen - SELF_TEST.pages) <= tolerance
+        )
+        return {
+            "call": "process_vm_writev",
+            "outcome": record["outcome"],
+            "expected_pages": SELF_TEST.pages,
+            "acquired_pages": seen,
+            "tolerance_pages": tolerance,
+            "passed": self.pins_available,
+        }
+
+    def run(self, plan: Sequence[Planned]) -> None:
+        """Every case of the plan, in order. Raises Interrupt, with the journal valid."""
+        with _interrupts_raised():
+            for planned in plan:
+                self._run_one(planned)
+
+    @property
+    def containment_kind(self) -> str:
+        """How the cases of this run are kept together: cgroup or process-group."""
+        return self._leaves.containment(self.zygote.pid).kind
+
+    def close(self) -> None:
+        self.zygote.close()
+        self._leaves.close()
+
+    def _run_one(self, planned: Planned) -> None:
+        case = planned.case
+        unmet = self.survey.unmet(case)
+        if unmet:
+            skip = [entry.to_json() for entry in unmet]
+            self._finish(planned, {"verdict": "skip", "reason": skip[0]["code"], "skip": skip})
+            return
+        self.journal.start(planned.seq, case.id, deadline_s=case.deadline_s)
+        self.listener({"start": case.id, "seq": planned.seq, "deadline_s": case.deadline_s})
+        tainted = taint.read()
+        if self.log is not None:
+            self.log.since_last()
+        try:
+            observation = self._observe(case)
+        except Interrupt:
+            self.journal.interrupted(planned.seq, case.id)
+            raise
+        record = observation.record
+        record["kmsg"] = self._kernel_lines(record.get("pid"))
+        record["taint"] = _new_taint(tainted, taint.read())
+        self._finish(planned, record)
+
+    def _observe(self, case: Case) -> Observation:
+        if not self.zygote.alive():
+            self.zygote.close()
+            self.zygote = Zygote(self.zygote.include)
+            self.zygote.warm_up()
+        contained = self._leaves.containment(self.zygote.pid)
+        observation = Observation(
+            case, self.survey.around, self.counters, self._expectancy, contained
+        )
+        try:
+            observation.run(self.zygote)
+        except Interrupt:
+            contained.kill()
+            raise
+        return observation
+
+    def _kernel_lines(self, pid: int | None) -> list[str]:
+        """The kernel's complaints since the case began; on a host, only the case's own."""
+        if self.log is None:
+            return []
+        lines = self.log.since_last()
+        reports = kmsg.suspicious(lines)
+        if self.identity.lab:
+            return reports
+        return [report for report in reports if _concerns(report, pid)]
+
+    def _finish(self, planned: Planned, observed: Mapping[str, Any]) -> None:
+        case = planned.case
+        record = {
+            **self.identity.fields(),
+            "seq": planned.seq,
+            "round": planned.round,
+            "case": case.id,
+            "workload": case.workload,
+            "memory": case.memory,
+            "params": dict(case.params),
+            "uid": os.geteuid(),
+            "outcome": None,
+            "cause": None,
+            "remedy": None,
+            "gup_calls": None,
+            "telemetry": {"pins_available": self.pins_available},
+            **observed,
+        }
+        judgement = verdict.judge(record, kernel=self.identity.kernel, lab=self.identity.lab)
+        record["verdict"], record["reason"] = judgement.verdict, judgement.reason
+        record["expected"] = judgement.expected
+        record["pin_class"] = (judgement.expected or {}).get("pin_class")
+        self.journal.record(record)
+        self.listener(record)
+
+
+def _new_taint(before: int | None, after: int | None) -> int | None:
+    """The taint bits that the case set; None where they cannot be read."""
+    return None if before is None or after is None else after & ~before
+
+
+def _concerns(report: str, pid: int | None) -> bool:
+    """On a host other subsystems complain as well: ours names the child or the code it is about."""
+    words = ("gup", "pin_user", "try_grab", "ib_umem", "rxe_", "io_uring", "io_sqe", "process_vm")
+    return (pid is not None and f"PID: {pid} " in report) or any(word in report for word in words)
+
+
+@contextmanager
+def _interrupts_raised() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Interrupt once; while it is handled they are put off."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for other in _INTERRUPTS:
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

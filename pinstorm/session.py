@@ -1,0 +1,204 @@
+"""``pinstorm run``: one suite on this machine, from the plan to the bundle."""
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pinstorm import __version__, budget, bundle, containment, host, journal, needs
+from pinstorm.errors import Interrupted
+from pinstorm.journal import Journal
+from pinstorm.lock import only_run
+from pinstorm.runner import Identity, Interrupt, Runner
+from pinstorm.spawn import Zygote
+from pinstorm.suite import Suite
+from telemetry import clock, fingerprint, kmsg
+from telemetry.vmstat import Counters
+from workloads.spec import Planned
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says about the machine and the output."""
+
+    out: Path | None = None
+    resume: Path | None = None
+    device: str | None = None
+    scratch: Sequence[Path] = ()
+    refresh: bool | None = None
+    pin_budget_bytes: int | None = None
+    setup: bool = False
+    only: str | None = None
+    # modules with workloads beyond the registry: tests plant faulty ones
+    include: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Where the results are, and every record of the run, those of a resumed bundle included."""
+
+    path: Path
+    records: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Listener) -> Outcome:
+    """Run the plan and write the bundle. Raises PinstormError; a Ctrl-C is in the outcome."""
+    budget_bytes = options.pin_budget_bytes or budget.default_bytes()
+    budget.check((planned.case for planned in plan), budget_bytes)
+    with only_run(), host.restored(), _counters(options) as counters, _kernel_log() as log:
+        containment.remove_stale_leaves()
+        if options.setup:
+            host.provide(plan)
+        zygote = Zygote(options.include)
+        try:
+            zygote.warm_up()
+            survey = _survey(options, zygote, log)
+            outcome, lines, rest = _open(suite, plan, options)
+            identity = _identity(outcome.path.name, survey.around.device)
+            runner = Runner(identity, survey, counters, zygote, lines, log, listener)
+        except BaseException:
+            zygote.close()
+            raise
+        try:
+            manifest = _manifest(suite, options, identity, runner)
+            bundle.write_manifest(outcome.path, manifest)
+            try:
+                runner.run(rest)
+            except Interrupt:
+                outcome.interrupted = True
+            manifest["clock"].append(clock.pair())
+            bundle.write_manifest(outcome.path, manifest)
+        finally:
+            runner.close()
+            lines.close()
+    outcome.records = journal.read(outcome.path / bundle.JOURNAL).records
+    bundle.finish(outcome.path)
+    return outcome
+
+
+def _open(
+    suite: Suite, plan: Sequence[Planned], options: Options
+) -> tuple[Outcome, Journal, list[Planned]]:
+    """A new bundle, or the one to go on with and the cases that it lacks."""
+    if options.resume is None:
+        path = bundle.create(options.out or bundle.default_path(suite.name))
+        return Outcome(path), Journal.create(path / bundle.JOURNAL), list(plan)
+    old = bundle.open_bundle(options.resume)
+    bundle.check_resume(old, suite.sha256, suite.seed, platform.release(), options.only)
+    outcome = Outcome(options.resume.absolute())
+    if old.torn_bytes:
+        outcome.notes.append(f"the journal's last line was torn; {old.torn_bytes} bytes cut off")
+    lines = Journal.append_to(outcome.path / bundle.JOURNAL)
+    same_boot = old.manifest.get("boot") == clock.boot_id()
+    for seq, start in sorted(old.contents.started.items()):
+        record = _broken_off(old.manifest, next(p for p in plan if p.seq == seq), same_boot)
+        lines.record(record)
+        outcome.notes.append(
+            f"{start['start']} was running when the run ended: {record['verdict']}"
+        )
+    done = old.contents.done | set(old.contents.started)
+    return outcome, lines, [planned for planned in plan if planned.seq not in done]
+
+
+def _broken_off(manifest: Mapping[str, Any], planned: Planned, same_boot: bool) -> dict[str, Any]:
+    """The record of a case that was started and never finished; it is not run again.
+
+    On the same boot the run itself was killed; on another the machine went down under the case.
+    """
+    case = planned.case
+    return {
+        **manifest["identity"],
+        "seq": planned.seq,
+        "round": planned.round,
+        "case": case.id,
+        "workload": case.workload,
+        "memory": case.memory,
+        "params": dict(case.params),
+        "outcome": None,
+        "verdict": "lost" if same_boot else "crash",
+        "reason": "run-killed" if same_boot else "machine-rebooted",
+    }
+
+
+def _identity(run: str, device: str | None) -> Identity:
+    return Identity(
+        run=run,
+        boot=clock.boot_id() or "",
+        accel="host",
+        host=platform.node(),
+        kernel=platform.release(),
+        kernel_version=platform.version(),
+        device=device,
+    )
+
+
+def _manifest(suite: Suite, options: Options, identity: Identity, runner: Runner) -> dict[str, Any]:
+    around = runner.survey.around
+    return {
+        "tool": {"version": __version__, "commit": host.tool_commit()},
+        "suite": suite.to_manifest(),
+        "only": options.only,
+        "boot": identity.boot,
+        "accel": identity.accel,
+        "identity": identity.fields(),
+        "clock": [clock.pair()],
+        "selftest": runner.self_test(),
+        "device": around.device,
+        "scratch": dict(around.scratch),
+        "unmet": [entry.to_json() for entry in runner.survey.lacking.values()],
+        "containment": runner.containment_kind,
+        **fingerprint.collect(),
+    }
+
+
+def unmet_of(plan: Sequence[Planned], options: Options) -> dict[int, list[needs.Unmet]]:
+    """For --dry-run: the unmet needs of each case by seq; nothing is written or run."""
+    with _kernel_log() as log:
+        zygote = Zygote()
+        try:
+            zygote.warm_up()
+            survey = _survey(options, zygote, log)
+        finally:
+            zygote.close()
+    return {planned.seq: survey.unmet(planned.case) for planned in plan}
+
+
+def _survey(options: Options, zygote: Zygote, log: kmsg.KernelLog | None) -> needs.Survey:
+    return needs.survey(
+        device=options.device,
+        scratch=options.scratch or (Path.cwd(),),
+        capabilities=zygote.capabilities,
+        pyverbs_error=zygote.pyverbs_error,
+        log=log,
+    )
+
+
+@contextmanager
+def _counters(options: Options) -> Iterator[Counters]:
+    with Counters(options.refresh) as counters:
+        yield counters
+
+
+@contextmanager
+def _kernel_log() -> Iterator[kmsg.KernelLog | None]:
+    log = kmsg.KernelLog.open()
+    try:
+        yield log
+    finally:
+        if log is not None:
+            log.close()
+
+
+def interrupted(outcome: Outcome) -> Interrupted:
+    """The sentence for a run that was broken off."""
+    return Interrupted(
+        f"interrupted after {len(outcome.records)} cases; the bundle is valid: "
+        f"pinstorm run SUITE --resume {os.path.relpath(outcome.path)} goes on"
+    )

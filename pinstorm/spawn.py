@@ -1,0 +1,106 @@
+"""The runner's side of the zygote: start it, ask it for children, learn how they ended."""
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pinstorm.errors import PinstormError
+from workloads.channel import Channel
+from workloads.spec import Case, Surroundings
+
+
+class ZygoteDied(Exception):
+    """The zygote ended while a case depended on it."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A forked case, not yet told to do anything."""
+
+    pid: int
+    channel: Channel
+
+
+class Zygote:
+    """The zygote process, which imports while its starter does other things; then ``warm_up``.
+
+    ``pyverbs_error`` says why pyverbs cannot be used, if it cannot.
+    """
+
+    def __init__(self, include: Sequence[str] = ()) -> None:
+        self.include = tuple(include)
+        self._channel, theirs = Channel.pair()
+        # Without the pools' and the hash seed's surprises, every child starts from the same image.
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "workloads.zygote", str(theirs.fileno()), *include],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self.pid = self._process.pid
+        self.pyverbs_error: str | None = None
+
+    def warm_up(self) -> None:
+        """Wait until everything is imported, then load the providers of the devices there are."""
+        ready = self._channel.receive()
+        if ready is None:
+            raise PinstormError(
+                f"the zygote ended with {self._process.wait()} before it was ready; see stderr"
+            )
+        self.pyverbs_error = ready["pyverbs_error"]
+        self._channel.send(warm=True)
+        if self._channel.receive() is None:
+            raise PinstormError(f"the zygote ended with {self._process.wait()}; see stderr")
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def spawn(self, case: Case, around: Surroundings) -> Child:
+        """Fork the child of this case; raises ZygoteDied."""
+        ours, theirs = Channel.pair()
+        with theirs:
+            try:
+                self._channel.send_with_descriptor(
+                    theirs.fileno(), spawn={"case": case.to_json(), "around": asdict(around)}
+                )
+                answer = self._channel.receive()
+            except OSError as error:
+                raise ZygoteDied from error
+        if answer is None:
+            raise ZygoteDied
+        return Child(answer["forked"], ours)
+
+    def exit_status(self, timeout_s: float) -> int | None:
+        """The child's exit code, or minus its signal; None while it lives. Raises ZygoteDied."""
+        ready, _, _ = select.select([self._channel.fileno()], [], [], timeout_s)
+        if not ready:
+            return None
+        message = self._channel.receive()
+        if message is None:
+            raise ZygoteDied
+        return int(message["status"])
+
+    def capabilities(self, device: str) -> dict[str, Any]:
+        """What an RDMA device can do (workloads.verbs.capabilities), or {"error": why}."""
+        self._channel.send(capabilities=device)
+        answer = self._channel.receive()
+        if answer is None:
+            raise ZygoteDied
+        found: dict[str, Any] = answer["capabilities"]
+        return found
+
+    def close(self) -> None:
+        """Hang up and wait; a zygote that serves a child no longer listens, so kill it then."""
+        self._channel.close()
+        try:
+            self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
