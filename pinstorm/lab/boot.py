@@ -28,6 +28,7 @@ from pinstorm import cache
 from pinstorm.errors import UsageError
 from pinstorm.lab.accel import Accel, accelerator
 from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.setup import MODULES_LOADED
 from pinstorm.lab.shape import Shape
 
 # What Guest.poll() answers when the machine went away without having reported an exit code.
@@ -42,13 +43,20 @@ _KERNEL_OPTIONS = (
     # Warnings and worse go to the console; the rest stays in the guest's own log.
     "loglevel=5",
     "console=ttyS1,115200",
-    # No keyboard or mouse: probing them takes half a second.
+    # No keyboard or mouse to be probed for, no self-tests of ciphers, no audit records.
     "i8042.noaux",
     "i8042.nokbd",
-    # The answer to a question nobody asks: saves the self-tests and the integrity subsystems.
     "cryptomgr.notests",
     "audit=0",
+    # Loading a module, mounting and adding a device each wait for several grace periods.
+    "rcupdate.rcu_expedited=1",
 )
+# Emulated times are never compared with others, so there the guest need not pay for mitigations;
+# and the watchdog would call a time stamp counter unstable whose CPU had to wait for the host.
+_TCG_KERNEL_OPTIONS = ("mitigations=off", "tsc=reliable")
+# 512 MiB of translated code: the default of a small host is flushed over and over. Page walks of four
+# levels instead of five.
+_TCG_QEMU_OPTIONS = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
 
 # Run by the guest's init in place of the host's programs, through PATH. Coldplug and tmpfiles take
 # 4 of 12 CPU seconds, change nothing that a case needs (the kernel makes the device nodes, set-up
@@ -60,30 +68,36 @@ _STAND_INS = ("systemd-tmpfiles", "udevadm")
 _CACHED_ROOT = "ro,version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose"
 _TAG = "pinstorm"
 
+# Every program started is a quarter of a second under emulation: hence the few there are.
 _ENTRY = """\
 #!/bin/sh
 : > {control}/started
-mkdir -p /run/pinstorm/root /run/pinstorm/share /run/pinstorm/bin /run/pinstorm/tmp
+mkdir -p /run/pinstorm/root /run/pinstorm/share /run/pinstorm/tmp
 if mount -t 9p -o {options} {tag} /run/pinstorm/root; then
     mount --bind /run/pinstorm/root/usr /usr
-    mount --bind {share} /run/pinstorm/share
+    {keep_share}
     for directory in {cached}; do mount --bind "/run/pinstorm/root$directory" "$directory"; done
-    mount --bind /run/pinstorm/share {share}
+    {give_share}
 fi
+echo {control}/command/modprobe > /proc/sys/kernel/modprobe
+{environment}
+{modules}
 for status in /proc/[0-9]*/status; do
     read -r _ name < "$status" || continue
     if [ "$name" = systemd-udevd ]; then pid=${{status#/proc/}}; kill "${{pid%/status}}"; fi
 done 2> /dev/null
-base=/run/pinstorm/root{base}
-[ -d "$base" ] || base={base}
-printf '#!/bin/sh\nexec /sbin/modprobe -d %s "$@"\n' "$base" > /run/pinstorm/bin/modprobe
-chmod 755 /run/pinstorm/bin/modprobe
-echo /run/pinstorm/bin/modprobe > /proc/sys/kernel/modprobe
-{environment}
 cd {cwd}
 {command} < /dev/null > {control}/stdout 2> {control}/stderr
-echo $? > {control}/exit.new
-mv {control}/exit.new {control}/exit
+echo $? > {control}/exit
+"""
+
+# The guest's /lib/modules need not exist and cannot be made: kmod is told where the modules are,
+# through the cached root where that is mounted.
+_MODPROBE = """\
+#!/bin/sh
+base=/run/pinstorm/root{base}
+[ -d "$base/lib/modules" ] || base={base}
+exec /sbin/modprobe -d "$base" "$@"
 """
 
 
@@ -189,7 +203,8 @@ def boot(
     control.chmod(0o755)
     for name in _STAND_INS:
         _write_script(control / "bin" / name, "#!/bin/sh\nexit 0\n")
-    entry = _entry(kernel, share, control, argv, env or {}, cwd or Path.cwd())
+    _write_script(control / "command/modprobe", _MODPROBE.format(base=kernel.modules_base))
+    entry = _entry(shape, share, control, argv, env or {}, cwd or Path.cwd())
     _write_script(control / "entry", entry)
     with (control / "virtme").open("wb") as messages:
         process = subprocess.Popen(
@@ -238,15 +253,17 @@ def _command(
     command += ["--cpus", str(shape.cpus), "--rwdir", str(share)]
     command += ["--script-sh", f"/bin/sh {control}/entry"]
     stand_ins = f"PATH={control}/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-    for option in (*_KERNEL_OPTIONS, *shape.kernel_options, stand_ins):
-        command += ["--kopt", option]
+    options = [*_KERNEL_OPTIONS, *shape.kernel_options, stand_ins]
     qemu = ["-chardev", f"file,id=pinstorm,path={console},append=on", "-serial", "chardev:pinstorm"]
     # multidevs: the host's root may hold several file systems, whose inode numbers can be equal
     qemu += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
     qemu += ["-device", f"virtio-9p-pci,fsdev=root,mount_tag={_TAG}"]
     if accel.name == "tcg":
         command.append("--disable-kvm")
-        qemu += ["-accel", "tcg,thread=multi,tb-size=512"]
+        qemu += _TCG_QEMU_OPTIONS
+        options = [*_TCG_KERNEL_OPTIONS, *options]
+    for option in options:
+        command += ["--kopt", option]
     if kernel.vmlinux is not None:
         # the last -kernel counts: entered at its PVH note, it need not decompress itself
         qemu += ["-kernel", str(kernel.vmlinux)]
@@ -254,7 +271,7 @@ def _command(
 
 
 def _entry(
-    kernel: Kernel,
+    shape: Shape,
     share: Path,
     control: Path,
     argv: Sequence[str],
@@ -264,17 +281,22 @@ def _entry(
     variables = {
         "HOME": "/root",
         "TMPDIR": "/run/pinstorm/tmp",
-        "PATH": "/run/pinstorm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{control}/command:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         **env,
     }
+    cached = _cached_directories()
+    # a share inside a directory that is covered has to be laid on top again
+    covered = any(share.is_relative_to(directory) for directory in cached)
+    loading = f"(modprobe -a -q {shlex.join(shape.modules)}; : > {MODULES_LOADED}) 2> /dev/null &"
     return _ENTRY.format(
-        control=shlex.quote(str(control)),
-        share=shlex.quote(str(share)),
+        control=control,
         options=_CACHED_ROOT,
         tag=_TAG,
-        cached=shlex.join(str(path) for path in _cached_directories()),
-        base=shlex.quote(str(kernel.modules_base)),
+        cached=shlex.join(str(path) for path in cached),
+        keep_share=f"mount --bind {share} /run/pinstorm/share" if covered else ":",
+        give_share=f"mount --bind /run/pinstorm/share {share}" if covered else ":",
         environment="\n".join(f"export {k}={shlex.quote(v)}" for k, v in variables.items()),
+        modules=loading if shape.modules else f": > {MODULES_LOADED}",
         cwd=shlex.quote(str(cwd)),
         command=shlex.join(argv),
     )

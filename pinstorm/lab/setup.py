@@ -19,7 +19,8 @@ DEVICE = "rxe0"
 _INTERFACE = "dummy0"
 _ADDRESS = "192.0.2.1/24"  # TEST-NET-1, RFC 5737: routed nowhere
 _MTU_BYTES = 9000
-EXT4_MIB = 512
+# Made by the guest's entry when the modules of the shape have been tried; see pinstorm.lab.boot.
+MODULES_LOADED = RUN / "modules-loaded"
 COMMAND_DEADLINE_S = 60.0
 # Blocks of a page, so that DAX can map them. The inode tables are left to be written when they are
 # needed and nothing is discarded: both take seconds under emulation, and neither touches user pages.
@@ -62,6 +63,8 @@ class Lab:
 def set_up(pieces: Iterable[str]) -> Lab:
     """Set up the named pieces, at the same time; never raises for one that fails."""
     names = list(dict.fromkeys(pieces))
+    if RUN.is_dir():
+        _wait_for(MODULES_LOADED.exists, "", COMMAND_DEADLINE_S, raises=False)
     with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
         results = dict(zip(names, pool.map(_attempt, names), strict=True))
     done = {name for name, result in results.items() if result.ok}
@@ -87,7 +90,7 @@ def _attempt(name: str) -> SetupResult:
 
 def rxe() -> str:
     """A Soft-RoCE device on a dummy interface: loopback RDMA without hardware."""
-    _run("modprobe", "-a", "rdma_rxe", "ib_uverbs", "dummy")
+    _load("rdma_rxe", "ib_uverbs", "dummy")
     if not Path("/sys/class/net", _INTERFACE).exists():
         _run("ip", "link", "add", _INTERFACE, "type", "dummy")
     _run("ip", "address", "replace", _ADDRESS, "dev", _INTERFACE)
@@ -103,7 +106,7 @@ def rxe() -> str:
 
 def pmem_dax() -> str:
     """ext4 mounted with -o dax on persistent memory that the kernel option memmap= made of RAM."""
-    _run("modprobe", "-a", "nd_pmem", "nd_e820", "ext4")
+    _load("nd_pmem", "nd_e820", "ext4")
     device = Path("/dev/pmem0")
     _wait_for(device.exists, f"{device} did not appear (kernel option memmap=512M!4G?)")
     directory = _make_ext4(device, RUN / "dax", "dax")
@@ -116,12 +119,12 @@ def pmem_dax() -> str:
 
 def scratch_ext4() -> str:
     """ext4 on a RAM disk: file-backed memory, and the target of direct IO."""
-    _run("modprobe", "ext4")
-    _run("modprobe", "brd", "rd_nr=1", f"rd_size={EXT4_MIB * 1024}")
+    _load("ext4", "brd")  # its size stands on the kernel's command line, see pinstorm.lab.shape
     device = Path("/dev/ram0")
     _wait_for(device.exists, f"{device} did not appear")
     directory = _make_ext4(device, RUN / "ext4", "noatime")
-    return f"{device} ({EXT4_MIB} MiB) on {directory}, ext4"
+    size_mib = int(Path("/sys/block/ram0/size").read_text()) >> 11
+    return f"{device} ({size_mib} MiB) on {directory}, ext4"
 
 
 def hugepages() -> str:
@@ -201,6 +204,12 @@ def _make_ext4(device: Path, directory: Path, options: str) -> Path:
     return directory
 
 
+def _load(*modules: str) -> None:
+    """Load the modules that are not there yet, by one modprobe."""
+    if missing := [name for name in modules if not Path("/sys/module", name).exists()]:
+        _run("modprobe", "-a", *missing)
+
+
 def _run(*command: str) -> None:
     try:
         done = subprocess.run(
@@ -219,10 +228,14 @@ def _run(*command: str) -> None:
         raise SetupError(f"`{' '.join(command)}` failed: {last}")
 
 
-def _wait_for(condition: Callable[[], bool], otherwise: str, deadline_s: float = 10.0) -> None:
+def _wait_for(
+    condition: Callable[[], bool], otherwise: str, deadline_s: float = 10.0, raises: bool = True
+) -> None:
     end = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > end:
+            if not raises:
+                return
             raise SetupError(f"{otherwise} within {deadline_s:.0f} s")
         time.sleep(0.02)
 

@@ -24,9 +24,21 @@ CMA_MIB = 2600
 # A range in the PCI hole gives a pmem that silently loses writes: it has to lie above 4 GiB.
 PMEM_OPTION = "memmap=512M!4G"
 HUGEPAGES_2M = 64
+SCRATCH_MIB = 512
 # nokaslr: else the CMA reservation or the pmem range can fall on the kernel, differently each boot.
 # panic=-1 with QEMU's -no-reboot: a panic ends QEMU at once.
-_ALWAYS = ("nokaslr", "panic=-1", PMEM_OPTION, "hugepagesz=2M", f"hugepages={HUGEPAGES_2M}")
+# The guest's entry loads these in one go while Python starts; setup.py says which piece lacks what.
+# Parameters of modules stand on the kernel's command line, where modprobe finds them.
+_MODULES = ("rdma_rxe", "ib_uverbs", "dummy", "ext4", "nd_pmem", "nd_e820", "brd")
+_MODULE_OPTIONS = ("brd.rd_nr=1", f"brd.rd_size={SCRATCH_MIB * 1024}")
+_ALWAYS = (
+    "nokaslr",
+    "panic=-1",
+    PMEM_OPTION,
+    "hugepagesz=2M",
+    f"hugepages={HUGEPAGES_2M}",
+    *_MODULE_OPTIONS,
+)
 _PIECES = ("tracing", "hugepages", "rxe", "pmem-dax", "scratch-ext4")
 
 
@@ -43,6 +55,7 @@ class Shape:
     memory_mib: int = MEMORY_MIB
     cpus: int = 2
     qemu_options: tuple[str, ...] = ()
+    modules: tuple[str, ...] = _MODULES
     pieces: tuple[str, ...] = _PIECES
 
 
