@@ -27,6 +27,6 @@ def check(cases: Iterable[Case], budget_bytes: int) -> None:
         if wanted_bytes > budget_bytes:
             raise UsageError(
                 f"case {case.id} would pin {format_bytes(wanted_bytes)}, more than the budget of "
-                f"{format_bytes(budget_bytes)} (a quarter of the available memory); "
+                f"{format_bytes(budget_bytes)} (when left out, a quarter of the available memory); "
                 "make it smaller, or raise --pin-budget"
             )

@@ -4,6 +4,7 @@ Only this module prints and exits. Everything slow is imported inside the comman
 that ``pinstorm --help`` answers at once.
 """
 
+import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,12 +46,11 @@ Kernels = Annotated[
 def main() -> None:
     """The console script: errors become one sentence and their exit code."""
     try:
-        app(standalone_mode=False)
+        # Without its standalone mode typer catches its own Exit, and returns the code.
+        sys.exit(app(standalone_mode=False) or ExitCode.OK)
     except PinstormError as error:
         print(f"pinstorm: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("pinstorm: interrupted", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
@@ -58,10 +58,10 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(ExitCode.OK)
     except Exception as error:
-        usage = _usage_sentence(error)
+        usage = _usage_text(error)
         if usage is None:
             raise
-        print(f"pinstorm: {usage}", file=sys.stderr)
+        print(usage, file=sys.stderr)
         sys.exit(ExitCode.USAGE)
 
 
@@ -181,7 +181,7 @@ def lab_run(
     loaded, plan = _plan(suite, only, rounds, hold, quiet=as_json)
     kernels = lab.resolve_kernels(kernel or ["backports"])
     if dry_run:
-        _show_plan(plan, {}, as_json)
+        _show_plan(plan, {}, as_json, lab=True)
         return
     parent = lab.make_parent(out, loaded.name)
     codes = []
@@ -250,10 +250,12 @@ def _bar_listener(bar: Any) -> Any:
     return listen
 
 
-def _show_plan(plan: Sequence[Any], unmet: Mapping[int, Any], as_json: bool) -> None:
+def _show_plan(
+    plan: Sequence[Any], unmet: Mapping[int, Any], as_json: bool, *, lab: bool = False
+) -> None:
     from pinstorm.report import listing
 
-    listing.show_plan(plan, unmet, as_json)
+    listing.show_plan(plan, unmet, as_json, lab=lab)
 
 
 def _report(
@@ -303,11 +305,15 @@ def _exit_with(records: Sequence[Mapping[str, Any]]) -> None:
     raise typer.Exit(code)
 
 
-def _usage_sentence(error: Exception) -> str | None:
+def _usage_text(error: Exception) -> str | None:
     """typer's own complaints about the command line, as a sentence; None for anything else."""
-    # typer has its own copy of click in newer versions, so the class has no one name.
+    # typer has its own copy of click in newer versions, so the classes have no one name.
     format_message = getattr(error, "format_message", None)
     if format_message is None:
         return None
     message = str(format_message())
-    return message[:1].lower() + message[1:].rstrip(".") + "; see pinstorm --help"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return message
+    command = getattr(getattr(error, "ctx", None), "command_path", "pinstorm")
+    message = message[:1].lower() + message[1:].rstrip(".")
+    return f"pinstorm: {message}; see {command} --help"

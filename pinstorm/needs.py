@@ -13,7 +13,7 @@ from typing import Any
 
 import workloads
 from pinstorm.errors import UsageError
-from pinstorm.units import format_bytes
+from pinstorm.units import format_bytes, format_pages
 from telemetry import cma, hugepages, kmsg, mountinfo, process_status, thp, zoneinfo
 from workloads import libc
 from workloads.memory import HUGE_BYTES
@@ -47,6 +47,7 @@ class Survey:
     lacking: dict[Need, Unmet] = field(default_factory=dict)
     free_huge_bytes: int = 0
     movable_bytes: int = 0
+    target_fs: str | None = None
 
     def unmet(self, case: Case) -> list[Unmet]:
         """Every need of the case that this machine does not meet; empty when it can run."""
@@ -64,7 +65,8 @@ class Survey:
         if wanted_bytes <= self.free_huge_bytes:
             return []
         pages = wanted_bytes // HUGE_BYTES
-        detail = f"{format_bytes(self.free_huge_bytes)} free in the pool, {pages} pages wanted"
+        free = format_bytes(self.free_huge_bytes)
+        detail = f"{free} free in the pool, {format_pages(pages)} wanted"
         return [Unmet(Need.HUGETLB_2M, detail, _more_huge_pages(pages))]
 
     def _movable_shortage(self, wanted_bytes: int) -> list[Unmet]:
@@ -113,6 +115,9 @@ def survey(
         found.free_huge_bytes = (pool.usable or 0) * HUGE_BYTES
     for need, failure in (setup_failures or {}).items():
         lacking.append(Unmet(need, f"the guest's set-up failed: {failure}", _REPORT_REMEDY))
+    if (target := directories.get("target")) is not None:
+        mount = mountinfo.of_path(target)
+        found.target_fs = mount.fs_type if mount is not None else None
     found.lacking = {Need(unmet.code): unmet for unmet in lacking}
     return found
 

@@ -6,6 +6,7 @@ as long as the window; how long a window will be is known from the case before i
 and where that was too short the interval after it is made longer by what is missing.
 """
 
+import resource
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from workloads.spec import Case, Surroundings
 _MIN_NOISE_NS = 2_000_000
 _FIRST_GUESS_NS = 10_000_000
 _SETTLE_DEADLINE_S = 1.0
+_REST_TRIES = 25
 _EXIT_DEADLINE_S = 10.0
 # A child that is slow to close is not the case's failure, but it must not hang the run.
 _CLOSE_DEADLINE_NS = 10_000_000_000
@@ -48,8 +50,8 @@ class Expectancy:
 
     @staticmethod
     def _kind(case: Case, phase: str) -> tuple[Any, ...]:
-        cycles = case.repeat + case.warmup if phase == "cycles" else 1
-        return case.workload, case.size_bytes, phase, cycles
+        memory = workloads.memory_spec(case.memory)
+        return case.workload, case.size_bytes, phase, memory.backing, memory.fresh_each_cycle
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class Observation:
         self._noise = _Noise()
         self._spans: dict[str, tuple[Snapshot, Snapshot]] = {}
         self._window_ns: dict[str, int] = {}
+        self._cycle_ns = 0
         self._orphaned: int | None = None
         self._phases: dict[str, list[int]] = {}
         self._in_call = workloads.workload_spec(case.workload).scope == "call"
@@ -105,7 +108,7 @@ class Observation:
 
     def run(self, zygote: Zygote) -> None:
         """Fork, observe, end. Verdicts that need no oracle are set here: timeout, crash."""
-        baseline = self._counters.snapshot()
+        baseline = self._at_rest()
         try:
             child = zygote.spawn(self._case, self._around)
         except ZygoteDied:
@@ -134,6 +137,7 @@ class Observation:
             self._close(child)
             return
         status = process_status.read(child.pid)
+        self.record["cap_ipc_lock"] = process_status.has_capability(status, "CAP_IPC_LOCK")
         self._acquire(child)
         outcome = self.record["outcome"]
         if outcome in ("ok", "short"):
@@ -151,6 +155,7 @@ class Observation:
         self._phases["prepare"] = [began_ns, time.monotonic_ns()]
         if answer["step"] == "prepared":
             self.record["placement"] = answer["placement"]
+            self.record["memlock_bytes"] = resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK)[0]
             return True
         self.record.update(
             failed_phase="prepare",
@@ -168,6 +173,7 @@ class Observation:
         self.record["outcomes"] = {answer["outcome"]: 1}
         self.record["done_bytes"] = answer.get("done_bytes")
         self.record["timing_ns"]["first"] = answer["ns"]
+        self._cycle_ns = answer["ns"]
         if answer["outcome"] not in ("ok", "short"):
             self.record["failed_call"] = answer["call"]
             self.record["failed_phase"] = "acquire"
@@ -193,6 +199,7 @@ class Observation:
 
     def _release(self, child: Child) -> None:
         answer = self._window(child, "release", self._quiet("release"))
+        self._cycle_ns += answer["ns"]
         if answer["outcome"] != "ok":
             self.record.update(
                 outcome=answer["outcome"],
@@ -247,7 +254,7 @@ class Observation:
         """Let nothing of ours run, at least as long as the window before and the one to come."""
         wanted_ns = max(self._noise.owed_ns, _MIN_NOISE_NS)
         if before_phase is not None:
-            wanted_ns = max(wanted_ns, self._expectancy.expected_ns(self._case, before_phase))
+            wanted_ns = max(wanted_ns, self._expected_ns(before_phase))
         ambient = window.ambient(self._counters, wanted_ns)
         self._noise.pages = max(self._noise.pages, ambient.pages or 0)
         if before_phase == "acquire":
@@ -255,6 +262,16 @@ class Observation:
         self._noise.last_ns = ambient.elapsed_ns
         self._noise.owed_ns = 0
         return ambient.end
+
+    def _expected_ns(self, phase: str) -> int:
+        """How long the window will be: the cycles' from the observed cycle, else as before."""
+        if phase != "cycles":
+            return self._expectancy.expected_ns(self._case, phase)
+        cycle_ns = self._cycle_ns
+        if workloads.memory_spec(self._case.memory).fresh_each_cycle:
+            began_ns, ended_ns = self._phases["prepare"]
+            cycle_ns += ended_ns - began_ns
+        return cycle_ns * (self._case.warmup + self._case.repeat) + _FIRST_GUESS_NS
 
     def _settle(self, phase: str) -> None:
         """Wait for what the kernel gives back later, and count it to the phase that caused it."""
@@ -287,6 +304,14 @@ class Observation:
         except TimeoutError:
             pass
         self._deadline_ns += round(seconds * 1e9)
+
+    def _at_rest(self) -> Snapshot:
+        """A snapshot in which no pin of others is on its way, so that none can look like ours."""
+        for _ in range(_REST_TRIES):
+            ambient = window.ambient(self._counters, _MIN_NOISE_NS, per_node=False)
+            if not ambient.pages:
+                break
+        return ambient.end
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -346,7 +371,8 @@ class Observation:
         self.record["pins"] = {
             "exact": refreshed and noise == 0,
             "refreshed": refreshed,
-            "bound": self._counters.held_bound_pages,
+            "bound": self._counters.bound_pages,
+            "net_bound": self._counters.held_bound_pages,
             "noise": noise,
             "flagged": noise > 0 and noise >= moved,
             "acquire": _moves(acquire),

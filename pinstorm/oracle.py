@@ -25,6 +25,11 @@ UNDECIDED_VENDOR: Final = "undecided: vendor-kernel"
 UNDECIDED_MEMLOCK: Final = "undecided: memlock-unknown"
 UNDECIDED_OLD: Final = "undecided: old-kernel"
 
+_WHY: Final = {
+    UNDECIDED_VENDOR: "a vendor kernel may carry later changes under an older number",
+    UNDECIDED_MEMLOCK: "RLIMIT_MEMLOCK of the process was not recorded",
+}
+
 # No older kernel's source was read for the rules; they are taken to hold there as well.
 OLDEST_READ: Final[Release] = (6, 1)
 
@@ -334,7 +339,7 @@ def _join(one: Expectation, other: Expectation, undecided: str) -> Expectation:
         bounds={name: one.bounds[name].join(other.bounds[name]) for name in FIGURES},
         source=f"{one.source}; {other.source}",
         observed=one.observed or other.observed,
-        why=one.why or other.why,
+        why=one.why or other.why or _WHY[undecided],
         undecided=undecided,
         prepare_calls=one.prepare_calls + other.prepare_calls,
         kernel_messages=one.kernel_messages + other.kernel_messages,

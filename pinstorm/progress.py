@@ -90,7 +90,9 @@ class PlainBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._told_done != self._tally.done or not self._tally.done:
+        # A run that was refused has nothing to tell: the error alone is what there is to read.
+        refused = error is not None and not self._tally.done
+        if self._told_done != self._tally.done or not (self._tally.done or refused):
             self._tell()
 
     def _tell(self) -> None:

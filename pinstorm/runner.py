@@ -174,6 +174,7 @@ class Runner:
             "memory": case.memory,
             "params": dict(case.params),
             "uid": os.geteuid(),
+            "target_fs": self.survey.target_fs,
             "outcome": None,
             "cause": None,
             "remedy": None,

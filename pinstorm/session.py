@@ -15,7 +15,7 @@ from pinstorm.lock import only_run
 from pinstorm.runner import Identity, Interrupt, Runner
 from pinstorm.spawn import Zygote
 from pinstorm.suite import Suite
-from telemetry import clock, fingerprint, kmsg
+from telemetry import clock, fingerprint, kmsg, packages
 from telemetry.vmstat import Counters
 from workloads.spec import Planned
 
@@ -50,7 +50,9 @@ class Outcome:
 
 def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Listener) -> Outcome:
     """Run the plan and write the bundle. Raises PinstormError; a Ctrl-C is in the outcome."""
-    budget_bytes = options.pin_budget_bytes or budget.default_bytes()
+    budget_bytes = options.pin_budget_bytes
+    if budget_bytes is None:
+        budget_bytes = budget.default_bytes()
     budget.check((planned.case for planned in plan), budget_bytes)
     with only_run(), host.restored(), _counters(options) as counters, _kernel_log() as log:
         containment.remove_stale_leaves()
@@ -155,6 +157,7 @@ def _manifest(suite: Suite, options: Options, identity: Identity, runner: Runner
         "unmet": [entry.to_json() for entry in runner.survey.lacking.values()],
         "containment": runner.containment_kind,
         **fingerprint.collect(),
+        "packages": packages.versions(),
     }
 
 

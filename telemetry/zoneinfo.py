@@ -1,7 +1,7 @@
 """/proc/zoneinfo: where each memory zone lies, and how stale its counters may be.
 
 Page frame numbers and pages of PAGE_SIZE; levels; machine-wide, one block per node and zone. Since
-Linux 2.6.13; ``cma`` since 5.11. See Documentation/filesystems/proc.rst and zoneinfo_show_print()
+Linux 2.6.13; ``cma`` since 5.12. See Documentation/filesystems/proc.rst and zoneinfo_show_print()
 in mm/vmstat.c. A zone without present pages shows neither ``start_pfn`` nor thresholds. ZONE_DEVICE
 (pmem with struct pages) is always such a zone, and its frames can lie inside the span of another:
 measured with memmap=512M!4G, where Normal spans from 4 GiB. placement.py tells them apart.

@@ -51,7 +51,9 @@ def accelerator(kernel: Kernel) -> Accel:
 def qemu_version() -> str:
     """The version QEMU prints, such as ``7.2.22``; UsageError where it is not installed."""
     if shutil.which(QEMU) is None:
-        raise UsageError(f"{QEMU} is not installed: run scripts/setup, or apt-get install qemu-system-x86")
+        raise UsageError(
+            f"{QEMU} is not installed: run scripts/setup, or apt-get install qemu-system-x86"
+        )
     text = subprocess.run([QEMU, "--version"], capture_output=True, text=True).stdout
     return parse_qemu_version(text)
 
@@ -65,7 +67,8 @@ def why_kvm_fails(kernel: Kernel, deadline_s: float = PROBE_DEADLINE_S) -> str |
     """Boot the kernel under KVM up to its panic for want of a root; None when it gets there."""
     with tempfile.TemporaryDirectory(prefix="kvm-", dir=cache.cache_dir()) as folder:
         console = Path(folder, "console")
-        options = ["-enable-kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-display", "none", "-no-reboot"]
+        options = ["-enable-kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-no-reboot"]
+        options += ["-display", "none"]
         command = [QEMU, *options, "-serial", f"file:{console}", "-kernel", str(kernel.vmlinuz)]
         command += ["-append", "console=ttyS0 panic=-1 nokaslr"]
         qemu = subprocess.Popen(

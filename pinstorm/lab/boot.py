@@ -42,7 +42,6 @@ _PANIC = re.compile(r"Kernel panic - not syncing|^.*\] Oops: |BUG: unable to han
 _KERNEL_OPTIONS = (
     # Warnings and worse go to the console; the rest stays in the guest's own log.
     "loglevel=5",
-    "console=ttyS1,115200",
     # No keyboard or mouse to be probed for, no self-tests of ciphers, no audit records.
     "i8042.noaux",
     "i8042.nokbd",
@@ -54,8 +53,8 @@ _KERNEL_OPTIONS = (
 # Emulated times are never compared with others, so there the guest need not pay for mitigations;
 # and the watchdog would call a time stamp counter unstable whose CPU had to wait for the host.
 _TCG_KERNEL_OPTIONS = ("mitigations=off", "tsc=reliable")
-# 512 MiB of translated code: the default of a small host is flushed over and over. Page walks of four
-# levels instead of five.
+# 512 MiB of translated code: the default of a small host is flushed over and over. Page walks of
+# four levels instead of five.
 _TCG_QEMU_OPTIONS = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
 
 # Run by the guest's init in place of the host's programs, through PATH. Coldplug and tmpfiles take
@@ -87,8 +86,6 @@ for status in /proc/[0-9]*/status; do
     if [ "$name" = systemd-udevd ]; then pid=${{status#/proc/}}; kill "${{pid%/status}}"; fi
 done 2> /dev/null
 cd {cwd}
-{command} < /dev/null > {control}/stdout 2> {control}/stderr
-echo $? > {control}/exit
 """
 
 # The guest's /lib/modules need not exist and cannot be made: kmod is told where the modules are,
@@ -195,20 +192,24 @@ def boot(
     command. UsageError when virtme-ng or QEMU is missing or a path cannot be shown to the guest.
     """
     share, console = share.absolute(), console.absolute()
-    for path, remedy in ((share, "--out"), (kernel.modules, "PINSTORM_CACHE")):
-        check_visible(path, remedy)
     accel = accel or accelerator(kernel)
-    share.mkdir(parents=True, exist_ok=True)
-    control = Path(tempfile.mkdtemp(prefix=".guest-", dir=share))
-    control.chmod(0o755)
-    for name in _STAND_INS:
-        _write_script(control / "bin" / name, "#!/bin/sh\nexit 0\n")
-    _write_script(control / "command/modprobe", _MODPROBE.format(base=kernel.modules_base))
-    entry = _entry(shape, share, control, argv, env or {}, cwd or Path.cwd())
-    _write_script(control / "entry", entry)
+    control = _make_control(kernel, share)
+    _write_script(
+        control / "entry",
+        _entry(shape, share, control, env or {}, cwd or Path.cwd())
+        + f"{shlex.join(argv)} < /dev/null > {control}/stdout 2> {control}/stderr\n"
+        + f"echo $? > {control}/exit\n",
+    )
+    command = _command(kernel, shape, accel)
+    command += _share_options(share, control)
+    command += ["--script-sh", f"/bin/sh {control}/entry"]
+    # virtme-ng gives the console to /dev/null; a second serial port can be no kernel console, since
+    # the 8250 driver has one. So its character device is pointed elsewhere.
+    command += _qemu_options("-set", f"chardev.console.path={console}")
+    command += _qemu_options("-set", "chardev.console.append=on")
     with (control / "virtme").open("wb") as messages:
         process = subprocess.Popen(
-            _command(kernel, shape, accel, share, control, console),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=messages,
             stderr=messages,
@@ -219,11 +220,40 @@ def boot(
     return Guest(process, control, console, accel)
 
 
+def interactive(kernel: Kernel, shape: Shape, prepare: Sequence[str]) -> int:
+    """Run ``prepare`` in a guest, then a root shell on this terminal; virtme-ng's exit code."""
+    home = cache.cache_dir() / "virtme-ng"
+    home.mkdir(parents=True, exist_ok=True)
+    accel = accelerator(kernel)
+    control = _make_control(kernel, home)
+    shell = f"{shlex.join(prepare)}\necho\nexec bash -i\n"
+    _write_script(control / "entry", _entry(shape, home, control, {}, Path.cwd()) + shell)
+    command = _command(kernel, shape, accel) + _share_options(home, control)
+    command += ["--shell", f"{control}/entry"]
+    try:
+        return subprocess.run(command, env=_host_environment(os.environ.get("TERM"))).returncode
+    finally:
+        shutil.rmtree(control, ignore_errors=True)
+
+
+def _make_control(kernel: Kernel, share: Path) -> Path:
+    """A directory in the share with the programs that the guest runs before the command."""
+    for path, remedy in ((share, "--out"), (kernel.modules, "PINSTORM_CACHE")):
+        check_visible(path, remedy)
+    share.mkdir(parents=True, exist_ok=True)
+    control = Path(tempfile.mkdtemp(prefix=".guest-", dir=share))
+    control.chmod(0o755)
+    for name in _STAND_INS:
+        _write_script(control / "bin" / name, "#!/bin/sh\nexit 0\n")
+    _write_script(control / "command/modprobe", _MODPROBE.format(base=kernel.modules_base))
+    return control
+
+
 def check_visible(path: Path, remedy: str) -> None:
     """UsageError unless the guest sees ``path`` where the host does, and virtme-ng takes it."""
     if any(path.is_relative_to(hidden) for hidden in _HIDDEN):
         raise UsageError(
-            f"{path} is not visible in the guest, which has its own {'/'.join(path.parts[:3])[1:]}: "
+            f"{path} is not visible in the guest, which has its own {' '.join(_HIDDEN)}: "
             f"choose another directory ({remedy})"
         )
     if not _SAFE_PATH.fullmatch(str(path)):
@@ -240,44 +270,50 @@ def virtme_run() -> str:
         return str(beside)
     if found := shutil.which("virtme-run"):
         return found
-    raise UsageError("virtme-ng is not installed: run scripts/setup, or pip install 'pinstorm[lab]'")
+    raise UsageError(
+        "virtme-ng is not installed: run scripts/setup, or pip install 'pinstorm[lab]'"
+    )
 
 
-def _command(
-    kernel: Kernel, shape: Shape, accel: Accel, share: Path, control: Path, console: Path
-) -> list[str]:
+def _command(kernel: Kernel, shape: Shape, accel: Accel) -> list[str]:
     command = [virtme_run(), "--kimg", str(kernel.vmlinuz), "--mods=auto"]
     # virtiofsd is looked for for 3 s a directory before virtme-ng gives it up, and needs the
     # guest's memory to be shared: 9p works alike on every host.
-    command += ["--force-9p", "--no-dhcp", "--memory", f"{shape.memory_mib}M"]
-    command += ["--cpus", str(shape.cpus), "--rwdir", str(share)]
-    command += ["--script-sh", f"/bin/sh {control}/entry"]
-    stand_ins = f"PATH={control}/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-    options = [*_KERNEL_OPTIONS, *shape.kernel_options, stand_ins]
-    qemu = ["-chardev", f"file,id=pinstorm,path={console},append=on", "-serial", "chardev:pinstorm"]
+    command += ["--force-9p", "--no-dhcp"]
+    command += ["--memory", f"{shape.memory_mib}M", "--cpus", str(shape.cpus)]
     # multidevs: the host's root may hold several file systems, whose inode numbers can be equal
-    qemu += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
+    qemu = ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
     qemu += ["-device", f"virtio-9p-pci,fsdev=root,mount_tag={_TAG}"]
+    options = [*_KERNEL_OPTIONS, *shape.kernel_options]
     if accel.name == "tcg":
         command.append("--disable-kvm")
         qemu += _TCG_QEMU_OPTIONS
         options = [*_TCG_KERNEL_OPTIONS, *options]
-    for option in options:
-        command += ["--kopt", option]
     if kernel.vmlinux is not None:
         # the last -kernel counts: entered at its PVH note, it need not decompress itself
         qemu += ["-kernel", str(kernel.vmlinux)]
-    return command + [f"--qemu-opt={word}" for word in (*qemu, *shape.qemu_options)]
+    for option in options:
+        command += ["--kopt", option]
+    return command + _qemu_options(*qemu, *shape.qemu_options)
+
+
+def _share_options(share: Path, control: Path) -> list[str]:
+    stand_ins = f"PATH={control}/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+    return ["--rwdir", str(share), "--kopt", stand_ins]
+
+
+def _qemu_options(*words: str) -> list[str]:
+    return [f"--qemu-opt={word}" for word in words]
 
 
 def _entry(
     shape: Shape,
     share: Path,
     control: Path,
-    argv: Sequence[str],
     env: Mapping[str, str],
     cwd: Path,
 ) -> str:
+    """What the guest's init starts: everything up to the command itself."""
     variables = {
         "HOME": "/root",
         "TMPDIR": "/run/pinstorm/tmp",
@@ -298,12 +334,11 @@ def _entry(
         environment="\n".join(f"export {k}={shlex.quote(v)}" for k, v in variables.items()),
         modules=loading if shape.modules else f": > {MODULES_LOADED}",
         cwd=shlex.quote(str(cwd)),
-        command=shlex.join(argv),
     )
 
 
 def _cached_directories() -> list[Path]:
-    """Where programs are read from besides /usr: this package, and the interpreter's environment."""
+    """What programs are read from besides /usr: this package, the interpreter's environment."""
     found: list[Path] = []
     for path in sorted({Path(__file__).resolve().parents[2], Path(sys.prefix).resolve()}):
         covered = any(path.is_relative_to(other) for other in (Path("/usr"), *found))
@@ -319,14 +354,16 @@ def _write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _host_environment() -> dict[str, str]:
+def _host_environment(terminal: str | None = None) -> dict[str, str]:
     """The environment of virtme-ng: it keeps its own files, and temporary ones, in the cache."""
     home = cache.cache_dir() / "virtme-ng"
     temporary = home / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     path = os.environ.get("PATH", "/usr/bin:/bin")
     return {
-        **{k: v for k, v in os.environ.items() if k not in ("TERM",)},
+        **os.environ,
+        # virtme-ng passes it on; a terminal's type belongs to a shell only
+        "TERM": terminal or "dumb",
         "HOME": str(home),
         "TMPDIR": str(temporary),
         # depmod and modprobe are in sbin, which an ordinary user's PATH lacks on Debian

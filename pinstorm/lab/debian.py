@@ -28,8 +28,9 @@ _KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
 _TARGET_FORMAT = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(ORIGIN)\t$(CREATED_BY)"
-# linux-image-7.2.11+deb13-amd64; not -rt-, -cloud-, -dbg, -unsigned, and no meta package
-_IMAGE = re.compile(r"linux-image-(\d[\w.+~]*(?:-\d+)?-amd64)")
+# linux-image-7.2.11+deb13-amd64, linux-image-6.1.0-50-amd64; not -rt-, -cloud-, -dbg, -unsigned,
+# and not the meta package linux-image-6.12-amd64
+_IMAGE = re.compile(r"linux-image-(\d+\.\d+\.\d+[\w.+~]*(?:-\d+)?-amd64)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,13 @@ from pinstorm.lab import debian
 
 NAMES = tuple(debian.SUITES)
 ALL = "all"
-# What guests load. Debian packs modules with xz, which takes a guest without KVM a second for these.
+# What guests load. Debian packs modules with xz, which a guest without KVM unpacks for a second.
 _LOADED = (
-    "9p 9pnet_virtio virtio_console virtio_mmio virtio_pci virtio_blk overlay rdma_rxe ib_uverbs dummy "
-    "nd_pmem nd_e820 ext4 xfs btrfs brd null_blk loop vfio_pci vfio_iommu_type1 iommufd"
-).split()
+    *("9p", "9pnet_virtio", "virtio_console", "virtio_mmio", "virtio_pci", "virtio_blk"),
+    *("rdma_rxe", "ib_uverbs", "dummy", "nd_pmem", "nd_e820", "ext4", "xfs", "btrfs", "overlay"),
+    *("brd", "null_blk", "loop", "vfio_pci", "vfio_iommu_type1", "iommufd"),
+)
+_VERSION = re.compile(r"\d+(\.\d+)*([-+~][\w.+~-]*)?")
 _REMEMBERED = "kernels/names.json"
 
 
@@ -98,7 +100,7 @@ def resolve(name: str, refresh: bool = False) -> Kernel:
         return from_path(Path(name))
     if not refresh and (kernel := _remembered(name)):
         return kernel
-    if name not in NAMES and not re.fullmatch(r"\d+(\.\w+)*([+~-].*)?", name):
+    if name not in NAMES and not _VERSION.fullmatch(name):
         raise UsageError(_unknown(name))
     root = cache.cache_dir()
     with cache.locked(root / "kernels"):
@@ -122,7 +124,9 @@ def cached() -> list[Known]:
     lines = []
     for name in (*NAMES, *(n for n in remembered if n not in NAMES)):
         release = remembered.get(name)
-        lines.append(Known(name, release, bool(release) and (root / "kernels" / str(release)).is_dir()))
+        lines.append(
+            Known(name, release, bool(release) and (root / "kernels" / str(release)).is_dir())
+        )
     seen = {line.release for line in lines}
     for directory in _directories(root):
         if directory.name not in seen:
@@ -186,7 +190,9 @@ def _find(name: str, root: Path) -> tuple[debian.Apt, str]:
 def _unknown(name: str, releases: list[str] | None = None) -> str:
     near = difflib.get_close_matches(name, [*NAMES, ALL], n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    versions = sorted({".".join(r.split(".")[:2]) for r in releases or []}, key=debian.release_order)
+    versions = sorted(
+        {".".join(r.split(".")[:2]) for r in releases or []}, key=debian.release_order
+    )
     offered = f"; the mirror has {', '.join(versions)}" if versions else ""
     return (
         f"no kernel is called {name!r}{hint}{offered}: give oldstable, stable, backports, all, "
@@ -253,7 +259,9 @@ def _run(*command: str) -> None:
         raise UsageError(f"{command[0]} is not installed: run scripts/setup") from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"{command[0]} failed on the fetched kernel ({last}): try again") from error
+        raise UsageError(
+            f"{command[0]} failed on the fetched kernel ({last}): try again"
+        ) from error
 
 
 def _vmlinuz(tree: Path, release: str) -> Path:

@@ -21,7 +21,9 @@ from pinstorm.journal import Journal
 from pinstorm.lab import accel, boot, kernels
 from pinstorm.lab.kernels import Kernel
 from pinstorm.lab.shape import PLAIN, SHAPES, Shape, shapes_for
+from pinstorm.schema import SCHEMA_VERSION
 from pinstorm.suite import Suite
+from telemetry import packages
 from workloads.spec import Planned
 
 Listener = Callable[[dict[str, Any]], None]
@@ -266,7 +268,7 @@ def _ended_by_host(
 ) -> dict[str, Any]:
     case = planned.case
     return {
-        "schema": bundle.SCHEMA_VERSION,
+        "schema": SCHEMA_VERSION,
         "run": run.path.parent.name,
         "boot": run.boots[-1].get("boot", "") if run.boots else "",
         "accel": run.accelerator.name,
@@ -332,5 +334,7 @@ def _manifest(run: _Run, only: str | None) -> dict[str, Any]:
         "boots": boots,
         "kernel": {"release": run.kernel.release},
         **fingerprint,
+        # The guest's user space is this machine's.
+        "packages": packages.versions(),
     }
 

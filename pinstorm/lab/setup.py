@@ -23,7 +23,7 @@ _MTU_BYTES = 9000
 MODULES_LOADED = RUN / "modules-loaded"
 COMMAND_DEADLINE_S = 60.0
 # Blocks of a page, so that DAX can map them. The inode tables are left to be written when they are
-# needed and nothing is discarded: both take seconds under emulation, and neither touches user pages.
+# needed, and nothing is discarded: both take seconds under emulation, neither touches user pages.
 # The journal stays: without one, ext4 goes other ways in write-back and in DAX mounts.
 _MKFS = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=1", "-N", "4096")
 

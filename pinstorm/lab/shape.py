@@ -1,9 +1,10 @@
 """Guest shapes: the memory, kernel options and devices that a case's memory asks the guest for.
 
-``plain`` has persistent memory made of RAM, a pool of huge pages and nothing that moves. ``movable``
-has memory in which a long-term pin must not stay: a CMA area, or ZONE_MOVABLE. Where the kernel has
-CMA one guest serves both: huge pages lie outside it, and a case that wants plain pages moves them
-out of it in prepare. ZONE_MOVABLE takes the huge pages too, so there ``movable`` boots alone.
+``plain`` has persistent memory made of RAM, a pool of huge pages and nothing that moves.
+``movable`` has memory in which a long-term pin must not stay: a CMA area, or ZONE_MOVABLE. Where
+the kernel has CMA one guest serves both: huge pages lie outside it, and a case that wants plain
+pages moves them out of it in prepare. ZONE_MOVABLE takes the huge pages too: ``movable`` then boots
+alone.
 """
 
 from collections.abc import Iterable

@@ -49,16 +49,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Hanging:
-    """A paragraph whose later lines stand below its text, four columns in; no trailing blanks."""
+    """A paragraph whose later lines stand ``indent`` columns in; no trailing blanks."""
 
     head: str
     text: str
+    indent: int = 4
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wrapped = textwrap.wrap(
             self.head + self.text,
             width=options.max_width,
-            subsequent_indent="    ",
+            subsequent_indent=" " * self.indent,
             break_long_words=False,
             break_on_hyphens=False,
         )
@@ -172,8 +173,10 @@ def _natural(record: Record) -> tuple[str, str, str, int, str]:
 def _table(
     lines: Sequence[Line], fields: Sequence[Field], emulated: bool, width: int | None
 ) -> Table:
+    # The narrow table stands a column closer, so that the longest names of cases stay whole.
+    gap = 1 if fields is WIDE else 0
     table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), width=width
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0), width=width
     )
     for field in fields:
         header = field.header
@@ -290,17 +293,18 @@ def _placement(line: Line) -> str:
 _CASE = Field("case", lambda line: str(line.last["case"]), left=True)
 _VERDICT = Field("verdict", _verdict, left=True)
 _OUTCOME = Field("outcome", _figure("outcome"), left=True)
+_ACQUIRED = Field("acquired\npages", _pages("pins.acquire.acquired"))
 _HELD = Field("held\npages", _pages("pins.held"))
 _LEAKED = Field("leaked\npages", _pages("pins.leaked"))
 _VMPIN = Field("VmPin\nKiB", _kib("vmpin_bytes.held"))
 _MEDIAN = Field("acquire\nmedian us", _median_us("acquire"))
 
-NARROW = (_CASE, _VERDICT, _OUTCOME, _HELD, _LEAKED, _VMPIN, _MEDIAN)
+NARROW = (_CASE, _VERDICT, _OUTCOME, _ACQUIRED, _HELD, _LEAKED, _VMPIN, _MEDIAN)
 WIDE = (
     _CASE,
     _VERDICT,
     _OUTCOME,
-    Field("acquired\npages", _pages("pins.acquire.acquired")),
+    _ACQUIRED,
     _HELD,
     Field("released\npages", _pages("pins.release.released")),
     _LEAKED,
