@@ -136,12 +136,12 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle. Raises UsageError when it is none, half a one, or of a newer schema."""
     directory = Path(path)
     manifest_path, journal_path = directory / MANIFEST, directory / JOURNAL
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise UsageError(f"bundle {path} is no directory; name the directory that a run wrote")
-    if not manifest_path.exists() and not journal_path.exists():
+    if not os.path.exists(manifest_path) and not os.path.exists(journal_path):
         raise UsageError(_no_bundle(directory))
     for file in (manifest_path, journal_path):
-        if not file.exists():
+        if not os.path.exists(file):
             raise UsageError(f"bundle {path} is half a bundle, without {file.name}; run it again")
     manifest = _read_manifest(manifest_path)
     version = manifest.get("schema")
@@ -156,12 +156,17 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 
 def check_resume(
-    bundle: Bundle, suite_sha256: str, seed: int, kernel: str, only_glob: str | None = None
+    bundle: Bundle,
+    suite_sha256: str,
+    seed: int,
+    kernel: str,
+    only_glob: str | None = None,
+    rounds: int | None = None,
 ) -> None:
-    """Refuse to go on with a bundle of another suite, seed, selection or kernel.
+    """Refuse to go on with a bundle of another suite, seed, selection, kernel or number of rounds.
 
-    Compares ``suite.sha256``, ``suite.seed``, ``only`` and ``kernel.release`` of the manifest.
-    Raises UsageError.
+    Compares ``suite.sha256``, ``suite.seed``, ``only``, ``kernel.release`` and ``suite.rounds`` of
+    the manifest; rounds None are not compared. Raises UsageError.
     """
     suite = bundle.manifest.get("suite") or {}
     release = (bundle.manifest.get("kernel") or {}).get("release")
@@ -170,6 +175,7 @@ def check_resume(
         ("seed", suite.get("seed"), seed),
         ("--only", bundle.manifest.get("only"), only_glob),
         ("kernel", release, kernel),
+        ("--rounds", rounds and suite.get("rounds"), rounds),
     ):
         if was != now:
             raise UsageError(
@@ -189,7 +195,8 @@ def write_index(parent: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 
 def _make_directories(directory: Path) -> list[Path]:
     """Make the directory and its parents; those that were made, innermost first."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    # os.path.exists: Path.exists raises for what lies below a directory that may not be searched.
+    missing = [path for path in (directory, *directory.parents) if not os.path.exists(path)]
     made: list[Path] = []
     try:
         for path in reversed(missing):
@@ -198,7 +205,7 @@ def _make_directories(directory: Path) -> list[Path]:
     except OSError as error:
         _remove_directories(made)
         raise journal.write_error(directory, error) from error
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise UsageError(f"output directory {directory} is a file; choose another --out")
     return made
 

@@ -45,6 +45,7 @@ Kernels = Annotated[
 
 def main() -> None:
     """The console script: errors become one sentence and their exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # Without its standalone mode typer catches its own Exit, and returns the code.
         sys.exit(app(standalone_mode=False) or ExitCode.OK)
@@ -159,7 +160,7 @@ def list_(
     if rules:
         listing.show_rules(as_json)
         return
-    listing.show_registry(device, tuple(scratch or (Path.cwd(),)), as_json)
+    listing.show_registry(device, tuple(scratch or ()), as_json)
 
 
 @lab_app.command("run")

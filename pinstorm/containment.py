@@ -6,6 +6,7 @@ See Documentation/admin-guide/cgroup-v2.rst (cgroup.kill, since Linux 5.14).
 """
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -72,7 +73,7 @@ class Leaves:
         if own is not None:
             leaf = own / f"pinstorm-{os.getpid()}"
             try:
-                leaf.mkdir()
+                leaf.mkdir(exist_ok=True)  # one of a killed run that had our pid
             except OSError:
                 return
             # Present from Linux 5.14; without it the kill below walks cgroup.procs.
@@ -83,13 +84,7 @@ class Leaves:
 
     def close(self) -> None:
         if self._leaf is not None:
-            _kill_leaf(self._leaf)
-            deadline = time.monotonic() + _EMPTY_DEADLINE_S
-            while time.monotonic() < deadline:
-                with contextlib.suppress(OSError):
-                    self._leaf.rmdir()
-                    break
-                time.sleep(0.005)
+            _remove_leaf(self._leaf)
             self._leaf = None
 
 
@@ -101,9 +96,21 @@ def remove_stale_leaves() -> None:
     for leaf in own.glob("pinstorm-*"):
         pid = leaf.name.removeprefix("pinstorm-")
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            with contextlib.suppress(OSError):
-                _kill_leaf(leaf)
-                leaf.rmdir()
+            _remove_leaf(leaf)
+
+
+def _remove_leaf(leaf: Path) -> None:
+    """Kill what is in it and remove it; what dies slowly is waited for, five seconds."""
+    with contextlib.suppress(OSError):
+        _kill_leaf(leaf)
+    deadline = time.monotonic() + _EMPTY_DEADLINE_S
+    while leaf.exists() and time.monotonic() < deadline:
+        try:
+            leaf.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return
+            time.sleep(0.005)
 
 
 def _kill_leaf(leaf: Path) -> bool:

@@ -122,6 +122,12 @@ def survey(
     return found
 
 
+def default_scratch() -> tuple[Path, ...]:
+    """The current directory, where files may be made in it; nobody asked for it, so no error."""
+    here = Path.cwd()
+    return (here,) if os.access(here, os.W_OK) else ()
+
+
 def devices() -> list[str]:
     """The RDMA devices that this kernel has."""
     return sorted(entry.name for entry in INFINIBAND.glob("*"))
@@ -160,7 +166,7 @@ def _directories(scratch: Sequence[Path]) -> dict[str, str]:
     """The first directory of each kind: ext4, dax, and any block-backed one as the IO target."""
     found: dict[str, str] = {}
     for directory in scratch:
-        if not directory.is_dir() or not os.access(directory, os.W_OK):
+        if not os.path.isdir(directory) or not os.access(directory, os.W_OK):
             raise UsageError(
                 f"scratch directory {directory} is not a writable directory; "
                 "make it, or name another"

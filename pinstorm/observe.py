@@ -6,7 +6,9 @@ as long as the window; how long a window will be is known from the case before i
 and where that was too short the interval after it is made longer by what is missing.
 """
 
+import contextlib
 import resource
+import select
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,8 @@ from workloads.spec import Case, Surroundings
 _MIN_NOISE_NS = 2_000_000
 _FIRST_GUESS_NS = 10_000_000
 _SETTLE_DEADLINE_S = 1.0
+# Beside others' pins the counters never rest; what is released late comes within 20 ms.
+_NOISY_SETTLE_DEADLINE_S = 0.1
 _REST_TRIES = 25
 _EXIT_DEADLINE_S = 10.0
 # A child that is slow to close is not the case's failure, but it must not hang the run.
@@ -82,6 +86,8 @@ class Observation:
         self._containment = containment
         self._noise = _Noise()
         self._spans: dict[str, tuple[Snapshot, Snapshot]] = {}
+        self._phase = "prepare"
+        self._zygote_fileno = -1
         self._window_ns: dict[str, int] = {}
         self._cycle_ns = 0
         self._orphaned: int | None = None
@@ -114,6 +120,7 @@ class Observation:
         except ZygoteDied:
             self.record.update(verdict="crash", reason="zygote-died")
             return
+        self._zygote_fileno = zygote.fileno()
         self.record["pid"] = child.pid
         self._containment.admit(child.pid)
         self.record["containment"] = self._containment.kind
@@ -122,13 +129,19 @@ class Observation:
             self._phases_of(child)
             killed = False
         except _DeadlinePassed:
-            self.record.update(verdict="timeout", reason="deadline")
+            self.record.update(verdict="timeout", reason="deadline", failed_phase=self._phase)
         except _ChildEnded:
+            self.record["failed_phase"] = self._phase
             killed = False
         finally:
             self._end(child, zygote, killed)
         self._count_orphans(baseline)
         self._write_pins()
+
+    @property
+    def unborn(self) -> bool:
+        """Whether no child was forked."""
+        return "pid" not in self.record
 
     # -- the phases, in order ------------------------------------------------------------------
 
@@ -137,7 +150,8 @@ class Observation:
             self._close(child)
             return
         status = process_status.read(child.pid)
-        self.record["cap_ipc_lock"] = process_status.has_capability(status, "CAP_IPC_LOCK")
+        if status is not None:
+            self.record["cap_ipc_lock"] = process_status.has_capability(status, "CAP_IPC_LOCK")
         self._acquire(child)
         outcome = self.record["outcome"]
         if outcome in ("ok", "short"):
@@ -150,12 +164,14 @@ class Observation:
 
     def _prepare(self, child: Child) -> bool:
         began_ns = time.monotonic_ns()
-        child.channel.send(go="prepare")
+        self._go(child, "prepare")
         answer = self._receive(child)
         self._phases["prepare"] = [began_ns, time.monotonic_ns()]
         if answer["step"] == "prepared":
             self.record["placement"] = answer["placement"]
-            self.record["memlock_bytes"] = resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK)[0]
+            with contextlib.suppress(ProcessLookupError):  # the go-signal will find it ended
+                limits = resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK)
+                self.record["memlock_bytes"] = limits[0]
             return True
         self.record.update(
             failed_phase="prepare",
@@ -183,6 +199,7 @@ class Observation:
             self._settle("acquire")
 
     def _hold(self, child: Child, prepared: process_status.ProcessStatus | None) -> None:
+        self._phase = "hold"
         began_ns = time.monotonic_ns()
         held = process_status.read(child.pid)
         self.record["vmpin_bytes"] = {"held": _grown(prepared, held), "after": None}
@@ -232,23 +249,26 @@ class Observation:
         self._deadline_ns = max(self._deadline_ns, time.monotonic_ns() + _CLOSE_DEADLINE_NS)
         if self._spans:
             self._quiet(None)
-        child.channel.send(go="close")
+        self._go(child, "close")
         self.record["owner_errors"] = self._receive(child)["errors"]
 
     # -- windows, noise, waiting ---------------------------------------------------------------
 
     def _window(self, child: Child, phase: str, before: Snapshot) -> dict[str, Any]:
         began_ns = time.monotonic_ns()
-        child.channel.send(go=phase)
+        self._go(child, phase)
         answer = self._receive(child)
         after = self._counters.snapshot()
         self._phases[phase] = [began_ns, after.t_ns]
+        self._expectancy.learn(self._case, phase, after.t_ns - before.t_ns)
+        self._measured(phase, before, after)
+        return answer
+
+    def _measured(self, phase: str, before: Snapshot, after: Snapshot) -> None:
+        """Note the window, and how long the noise is to be watched for its sake."""
         self._spans[phase] = before, after
         elapsed_ns = self._window_ns[phase] = after.t_ns - before.t_ns
-        self._expectancy.learn(self._case, phase, elapsed_ns)
-        missing_ns = max(0, elapsed_ns - (self._noise.last_ns or 0))
-        self._noise.owed_ns = elapsed_ns + missing_ns
-        return answer
+        self._noise.owed_ns = elapsed_ns + max(0, elapsed_ns - self._noise.last_ns)
 
     def _quiet(self, before_phase: str | None) -> Snapshot:
         """Let nothing of ours run, at least as long as the window before and the one to come."""
@@ -280,13 +300,25 @@ class Observation:
         if began is None or after.outstanding is None:
             return
         rested, settle_ns = settle(
-            self._counters, lambda now: now.outstanding == began.outstanding, _SETTLE_DEADLINE_S
+            self._counters, lambda now: now.outstanding == began.outstanding, self._settle_s()
         )
-        self._spans[phase] = before, rested
+        self._measured(phase, before, rested)
         if phase != "cycles":
             self.record["timing_ns"]["settle"] = settle_ns
 
+    def _settle_s(self) -> float:
+        return _NOISY_SETTLE_DEADLINE_S if self._noise.pages else _SETTLE_DEADLINE_S
+
+    def _go(self, child: Child, phase: str) -> None:
+        self._phase = phase
+        try:
+            child.channel.send(go=phase)
+        except ConnectionError as error:
+            raise _ChildEnded from error
+
     def _receive(self, child: Child) -> dict[str, Any]:
+        if not self._spoke(child, self._deadline_ns):
+            raise _DeadlinePassed
         try:
             answer = child.channel.receive(self._deadline_ns)
         except TimeoutError as error:
@@ -295,14 +327,24 @@ class Observation:
             raise _ChildEnded
         return answer
 
+    def _spoke(self, child: Child, until_ns: int) -> bool:
+        """Wait for the child's next message; False once CLOCK_MONOTONIC passes ``until_ns``.
+
+        The zygote, or its end, says that the child is gone; the end of the child's own socket does
+        not, as long as something that it forked has it open.
+        """
+        left_s = max(0, until_ns - time.monotonic_ns()) / 1e9
+        child_fileno = child.channel.fileno()
+        ready, _, _ = select.select([child_fileno, self._zygote_fileno], [], [], left_s)
+        if ready and child_fileno not in ready:
+            raise _ChildEnded
+        return bool(ready)
+
     def _wait_alive(self, child: Child, seconds: float) -> None:
         """Hold, and notice a child that ends meanwhile. The deadline starts again afterwards."""
         until_ns = time.monotonic_ns() + round(seconds * 1e9)
-        try:
-            if child.channel.receive(until_ns) is None:
-                raise _ChildEnded
-        except TimeoutError:
-            pass
+        if self._spoke(child, until_ns):  # it has nothing to say but that it ended
+            raise _ChildEnded
         self._deadline_ns += round(seconds * 1e9)
 
     def _at_rest(self) -> Snapshot:
@@ -325,7 +367,12 @@ class Observation:
             self._containment.kill()
             if status is None:
                 status = zygote.exit_status(_EXIT_DEADLINE_S)
+            if status is None:
+                # Stuck in the kernel: the zygote waits for it, and can serve no other case.
+                zygote.kill()
         except ZygoteDied:
+            # What the child started lives on without it.
+            self._containment.kill()
             self.record.setdefault("verdict", "crash")
             self.record.setdefault("reason", "zygote-died")
             return
@@ -343,7 +390,7 @@ class Observation:
         rested, _ = settle(
             self._counters,
             lambda now: now.outstanding == baseline.outstanding,
-            _SETTLE_DEADLINE_S,
+            self._settle_s(),
         )
         if rested.outstanding is not None:
             self._orphaned = rested.outstanding - baseline.outstanding
@@ -352,6 +399,8 @@ class Observation:
         deltas = {phase: window.between(*span) for phase, span in self._spans.items()}
         acquire, release = deltas.get("acquire"), deltas.get("release")
         if acquire is None:
+            if self._orphaned is not None:
+                self.record["pins"] = self._pins_of_unmeasured()
             return
         self.record["migrate"] = {"success": acquire.migrate_success, "fail": acquire.migrate_fail}
         before, after = self._spans["acquire"]
@@ -384,6 +433,23 @@ class Observation:
             "cycles": _moves(deltas["cycles"]) if "cycles" in deltas else None,
             "per_node": {str(node): list(pair) for node, pair in acquire.per_node.items()},
             "window_ns": dict(self._window_ns),
+            "noise_ns": [self._noise.before_ns, self._noise.last_ns],
+        }
+
+    def _pins_of_unmeasured(self) -> dict[str, Any]:
+        """A case that ended before its first window can still have left pins behind."""
+        missing = dict.fromkeys(("acquire", "release", "held", "leaked", "cycles"))
+        return {
+            "exact": self._counters.refreshes and self._noise.pages == 0,
+            "refreshed": self._counters.refreshes,
+            "bound": self._counters.bound_pages,
+            "net_bound": self._counters.held_bound_pages,
+            "noise": self._noise.pages,
+            "flagged": False,
+            **missing,
+            "orphaned": self._orphaned,
+            "per_node": {},
+            "window_ns": {},
             "noise_ns": [self._noise.before_ns, self._noise.last_ns],
         }
 

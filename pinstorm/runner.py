@@ -25,7 +25,6 @@ from workloads.spec import MIB, Case, Planned
 # pin_user_pages.rst), while O_DIRECT has only from 6.5 on.
 SELF_TEST = Case("process-vm-write", "anon", {"size_bytes": MIB}, repeat=0, warmup=0)
 
-# Two interrupts: the first ends the run after giving back what the case holds, the second at once.
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 Listener = Callable[[dict[str, Any]], None]
@@ -58,7 +57,45 @@ class Identity:
 
 
 class Interrupt(BaseException):
-    """Ctrl-C or SIGTERM, raised in the main thread between two system calls."""
+    """Ctrl-C or SIGTERM, raised in the main thread while a case is observed, or before the next."""
+
+
+@dataclass(slots=True)
+class _Interrupts:
+    """Raises Interrupt once, and only where the journal stays true: a case that has a start line
+    must get its record or its interruption. Elsewhere, and the second time, it is put off."""
+
+    _pending: bool = False
+    _allowed: bool = False
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Take the signals over, and give them back to whoever had them."""
+        before = {number: signal.signal(number, self._note) for number in _INTERRUPTS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        self._allowed = True
+        try:
+            self.raise_pending()
+            yield
+        finally:
+            self._allowed = False
+
+    def raise_pending(self) -> None:
+        if self._pending:
+            self._allowed = False
+            raise Interrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._pending = True
+        if self._allowed:
+            self.raise_pending()
 
 
 @dataclass(slots=True)
@@ -78,6 +115,7 @@ class Runner:
     pins_available: bool = True
     _expectancy: Expectancy = field(default_factory=Expectancy)
     _leaves: containment.Leaves = field(default_factory=containment.Leaves)
+    _interrupts: _Interrupts = field(default_factory=_Interrupts)
 
     def self_test(self) -> dict[str, Any]:
         """Pin a known number of pages; where the counters don't move by it, pins are not judged."""
@@ -102,8 +140,9 @@ class Runner:
 
     def run(self, plan: Sequence[Planned]) -> None:
         """Every case of the plan, in order. Raises Interrupt, with the journal valid."""
-        with _interrupts_raised():
+        with self._interrupts.caught():
             for planned in plan:
+                self._interrupts.raise_pending()
                 self._run_one(planned)
 
     @property
@@ -128,7 +167,8 @@ class Runner:
         if self.log is not None:
             self.log.since_last()
         try:
-            observation = self._observe(case)
+            with self._interrupts.raised():
+                observation = self._observe(case)
         except Interrupt:
             self.journal.interrupted(planned.seq, case.id)
             raise
@@ -138,6 +178,12 @@ class Runner:
         self._finish(planned, record)
 
     def _observe(self, case: Case) -> Observation:
+        observation = self._try(case)
+        if observation.unborn:  # the zygote died before the case could begin
+            observation = self._try(case)
+        return observation
+
+    def _try(self, case: Case) -> Observation:
         if not self.zygote.alive():
             self.zygote.close()
             self.zygote = Zygote(self.zygote.include)
@@ -199,20 +245,3 @@ def _concerns(report: str, pid: int | None) -> bool:
     """On a host other subsystems complain as well: ours names the child or the code it is about."""
     words = ("gup", "pin_user", "try_grab", "ib_umem", "rxe_", "io_uring", "io_sqe", "process_vm")
     return (pid is not None and f"PID: {pid} " in report) or any(word in report for word in words)
-
-
-@contextmanager
-def _interrupts_raised() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise Interrupt once; while it is handled they are put off."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for other in _INTERRUPTS:
-            signal.signal(other, signal.SIG_IGN)
-        raise Interrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,7 +55,13 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
     if budget_bytes is None:
         budget_bytes = budget.default_bytes()
     budget.check((planned.case for planned in plan), budget_bytes)
-    with only_run(), host.restored(), _counters(options) as counters, _kernel_log() as log:
+    with (
+        _terminated_as_interrupted(),
+        only_run(),
+        host.restored(),
+        _counters(options) as counters,
+        _kernel_log() as log,
+    ):
         containment.remove_stale_leaves()
         if options.setup:
             host.provide(plan)
@@ -93,7 +100,9 @@ def _open(
         path = bundle.create(options.out or bundle.default_path(suite.name))
         return Outcome(path), Journal.create(path / bundle.JOURNAL), list(plan)
     old = bundle.open_bundle(options.resume)
-    bundle.check_resume(old, suite.sha256, suite.seed, platform.release(), options.only)
+    bundle.check_resume(
+        old, suite.sha256, suite.seed, platform.release(), options.only, suite.rounds
+    )
     outcome = Outcome(options.resume.absolute())
     if old.torn_bytes:
         outcome.notes.append(f"the journal's last line was torn; {old.torn_bytes} bytes cut off")
@@ -176,11 +185,22 @@ def unmet_of(plan: Sequence[Planned], options: Options) -> dict[int, list[needs.
 def _survey(options: Options, zygote: Zygote, log: kmsg.KernelLog | None) -> needs.Survey:
     return needs.survey(
         device=options.device,
-        scratch=options.scratch or (Path.cwd(),),
+        scratch=options.scratch or needs.default_scratch(),
         capabilities=zygote.capabilities,
         pyverbs_error=zygote.pyverbs_error,
         log=log,
     )
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that what was changed is given back; the runner has its own
+    way with both while cases run."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class Zygote:
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            # A Ctrl-C on the terminal is the runner's to handle, from the first moment on.
+            start_new_session=True,
         )
         theirs.close()
         self.pid = self._process.pid
@@ -61,6 +63,10 @@ class Zygote:
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def fileno(self) -> int:
+        """What becomes readable when a child has ended, or the zygote has."""
+        return self._channel.fileno()
 
     def spawn(self, case: Case, around: Surroundings) -> Child:
         """Fork the child of this case; raises ZygoteDied."""
@@ -95,6 +101,11 @@ class Zygote:
             raise ZygoteDied
         found: dict[str, Any] = answer["capabilities"]
         return found
+
+    def kill(self) -> None:
+        """For a zygote that waits for a child that does not end; ``alive`` is False afterwards."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """Hang up and wait; a zygote that serves a child no longer listens, so kill it then."""

@@ -6,6 +6,7 @@ value and the remedy. What a kernel refuses is a case; only what no kernel could
 """
 
 import hashlib
+import os
 import random
 import re
 import tomllib
@@ -224,12 +225,13 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
 
 
 def _find(path: str | Path) -> Path:
-    if Path(path).is_file():
+    # os.path: Path.is_file raises for what lies below a directory that may not be searched.
+    if os.path.isfile(path):
         return Path(path)
     names = [file.stem for file in shipped()]
     if str(path) in names:
         return SHIPPED / f"{path}.toml"
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"suite {path} is a directory; give a TOML file or one of: {_list(names)}")
     near = nearest(Path(path).stem, names)
     remedy = f'did you mean "{near}"?' if near else "give a TOML file or the name of a shipped one"

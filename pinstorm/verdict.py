@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pinstorm import oracle
 from pinstorm.oracle import Expectation, Figure, Machine, NoRule, Range
-from telemetry import kmsg
+from telemetry import kmsg, taint
 from workloads import memory_spec
 from workloads.spec import PAGE_BYTES, Case
 
@@ -351,6 +351,8 @@ def _compare_kernel_log(
     for report in reports:
         findings.add("kernel-log", f"the kernel reported: {report.splitlines()[0]}")
     ignored = expected.taint + (_TAINT_LOCKUP if record.get("accel") == "tcg" else "")
-    letters = "".join(letter for letter in record.get("taint") or "" if letter not in ignored)
+    mask = record.get("taint") or 0
+    letters = taint.letters(mask) if isinstance(mask, int) else mask
+    letters = "".join(letter for letter in letters if letter not in ignored)
     if letters and (lab or reports):
         findings.add("taint", f"the kernel was tainted: {letters}")

@@ -79,12 +79,12 @@ if mount -t 9p -o {options} {tag} /run/pinstorm/root; then
     {give_share}
 fi
 echo {control}/command/modprobe > /proc/sys/kernel/modprobe
-{environment}
-{modules}
 for status in /proc/[0-9]*/status; do
     read -r _ name < "$status" || continue
     if [ "$name" = systemd-udevd ]; then pid=${{status#/proc/}}; kill "${{pid%/status}}"; fi
 done 2> /dev/null
+{environment}
+{modules}
 cd {cwd}
 """
 
@@ -191,7 +191,7 @@ def boot(
     read-only. ``console``: the file the console is appended to. ``env``: variables set for the
     command. UsageError when virtme-ng or QEMU is missing or a path cannot be shown to the guest.
     """
-    share, console = share.absolute(), console.absolute()
+    share, console = share.resolve(), console.absolute()
     accel = accel or accelerator(kernel)
     control = _make_control(kernel, share)
     _write_script(
@@ -213,7 +213,7 @@ def boot(
             stdin=subprocess.DEVNULL,
             stdout=messages,
             stderr=messages,
-            env=_host_environment(),
+            env=_host_environment(control),
             # a group of its own: Ctrl-C reaches the runner alone, and kill() reaches all of it
             start_new_session=True,
         )
@@ -222,7 +222,7 @@ def boot(
 
 def interactive(kernel: Kernel, shape: Shape, prepare: Sequence[str]) -> int:
     """Run ``prepare`` in a guest, then a root shell on this terminal; virtme-ng's exit code."""
-    home = cache.cache_dir() / "virtme-ng"
+    home = cache.cache_dir().resolve() / "shell"
     home.mkdir(parents=True, exist_ok=True)
     accel = accelerator(kernel)
     control = _make_control(kernel, home)
@@ -230,8 +230,9 @@ def interactive(kernel: Kernel, shape: Shape, prepare: Sequence[str]) -> int:
     _write_script(control / "entry", _entry(shape, home, control, {}, Path.cwd()) + shell)
     command = _command(kernel, shape, accel) + _share_options(home, control)
     command += ["--shell", f"{control}/entry"]
+    environment = _host_environment(control, os.environ.get("TERM", "dumb"))
     try:
-        return subprocess.run(command, env=_host_environment(os.environ.get("TERM"))).returncode
+        return subprocess.run(command, env=environment).returncode
     finally:
         shutil.rmtree(control, ignore_errors=True)
 
@@ -281,8 +282,10 @@ def _command(kernel: Kernel, shape: Shape, accel: Accel) -> list[str]:
     # guest's memory to be shared: 9p works alike on every host.
     command += ["--force-9p", "--no-dhcp"]
     command += ["--memory", f"{shape.memory_mib}M", "--cpus", str(shape.cpus)]
+    # QEMU's default machine has more RAM below 4 GiB, so that pmem and CMA would not fit above.
+    qemu = ["-machine", "q35"]
     # multidevs: the host's root may hold several file systems, whose inode numbers can be equal
-    qemu = ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
+    qemu += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
     qemu += ["-device", f"virtio-9p-pci,fsdev=root,mount_tag={_TAG}"]
     options = [*_KERNEL_OPTIONS, *shape.kernel_options]
     if accel.name == "tcg":
@@ -354,18 +357,14 @@ def _write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _host_environment(terminal: str | None = None) -> dict[str, str]:
-    """The environment of virtme-ng: it keeps its own files, and temporary ones, in the cache."""
-    home = cache.cache_dir() / "virtme-ng"
-    temporary = home / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
+def _host_environment(control: Path, terminal: str = "dumb") -> dict[str, str]:
+    """The environment of virtme-ng: it reads no user's configuration, and cleans up with us."""
     path = os.environ.get("PATH", "/usr/bin:/bin")
     return {
         **os.environ,
-        # virtme-ng passes it on; a terminal's type belongs to a shell only
-        "TERM": terminal or "dumb",
-        "HOME": str(home),
-        "TMPDIR": str(temporary),
+        "HOME": str(control),
+        "TMPDIR": str(control),
+        "TERM": terminal,
         # depmod and modprobe are in sbin, which an ordinary user's PATH lacks on Debian
         "PATH": f"{path}:/usr/sbin:/sbin",
     }

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import workloads
 from pinstorm import needs
 from pinstorm.journal import Journal
 from pinstorm.lab import setup
@@ -33,6 +34,8 @@ NEEDS_OF_PIECE = {
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
+    for module_name in job["include"]:
+        workloads.include(module_name)
     zygote = Zygote(job["include"])  # imports while the set-up runs
     provided = setup.set_up(job["pieces"])
     zygote.warm_up()

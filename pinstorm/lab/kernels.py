@@ -15,7 +15,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +90,13 @@ def expand(names: list[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def resolve(name: str, refresh: bool = False) -> Kernel:
+def resolve(
+    name: str, refresh: bool = False, note: Callable[[str], None] = lambda text: None
+) -> Kernel:
     """The kernel that ``name`` stands for, fetched when the cache lacks it.
 
-    ``refresh`` asks the mirror again what the name stands for now. UsageError in one sentence for
+    ``refresh`` asks the mirror again what the name stands for now; ``note`` is told what takes its
+    time. UsageError in one sentence for
     a name that no kernel has, a machine without apt, or no network.
     """
     if "/" in name or Path(name).is_file():
@@ -107,9 +110,11 @@ def resolve(name: str, refresh: bool = False) -> Kernel:
         # another process may have fetched it while this one waited for the lock
         if not refresh and (kernel := _remembered(name)):
             return kernel
+        note(f"asking the Debian mirror for kernel {name}")
         apt, release = _find(name, root)
         directory = root / "kernels" / release
         if not directory.is_dir():
+            note(f"fetching kernel {release} into {directory}")
             _fetch(apt, release, directory)
         remembered = cache.read_json(root / _REMEMBERED)
         remembered[name] = {"release": release, "asked_unix_s": int(time.time())}

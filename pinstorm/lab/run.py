@@ -172,7 +172,7 @@ def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
     bundle.write_json(job, _job(run, shape, todo, report))
     began_s = time.monotonic()
     command = [sys.executable, "-m", "pinstorm.lab.guest", str(job)]
-    environment = {"PYTHONPATH": ":".join(sys.path[1:])} if run.include else {}
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))} if run.include else {}
     with boot.boot(
         run.kernel, shape, command, run.path, run.console_path, environment,
         accel=run.accelerator,

@@ -97,7 +97,7 @@ def _survey(device: str | None, scratch: Sequence[Path]) -> Survey:
         zygote.warm_up()
         return needs.survey(
             device=device,
-            scratch=scratch,
+            scratch=scratch or needs.default_scratch(),
             capabilities=zygote.capabilities,
             pyverbs_error=zygote.pyverbs_error,
             log=log,
