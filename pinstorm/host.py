@@ -18,6 +18,8 @@ from telemetry import hugepages
 from workloads.memory import HUGE_BYTES
 from workloads.spec import Need, Planned
 
+# The directory that holds the packages, and in a checkout everything else.
+ROOT = Path(__file__).resolve().parents[1]
 UNDO = Path("/run/pinstorm/undo.json")
 
 
@@ -65,10 +67,9 @@ def undo() -> None:
 
 def tool_commit() -> str | None:
     """The git commit of this checkout, with ``+`` when files differ; None outside a checkout."""
-    here = Path(__file__).parent
     try:
-        head = _git(here, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(here, "status", "--porcelain") else "")
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -97,6 +98,6 @@ def _note(changes: list[list[str]]) -> None:
     os.replace(beside, UNDO)
 
 
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

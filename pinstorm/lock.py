@@ -36,7 +36,8 @@ def only_run() -> Iterator[None]:
 def _path() -> Path:
     """/run/lock is writable for every user on the distributions we know; /run is root's."""
     for directory in (Path("/run/lock"), Path("/run")):
-        if directory.is_dir() and os.access(directory, os.W_OK):
+        # Where only root may make the file, everybody may lock it once it is there.
+        if (directory / _NAME).exists() or (directory.is_dir() and os.access(directory, os.W_OK)):
             return directory / _NAME
     return Path(tempfile.gettempdir()) / _NAME
 

@@ -239,11 +239,8 @@ def _scratch(directories: Mapping[str, str]) -> list[Unmet]:
         (Need.TARGET_DIO, "target", f"on a block-backed file system ({', '.join(BLOCK_BACKED)})"),
     ):
         if kind not in directories:
-            unmet.append(
-                Unmet(
-                    need, f"no scratch directory {what}", f"--scratch DIR with a directory {what}"
-                )
-            )
+            detail = f"no scratch directory {what}"
+            unmet.append(Unmet(need, detail, "name one that is with --scratch DIR"))
     return unmet
 
 

@@ -90,6 +90,7 @@ class Observation:
         self._zygote_fileno = -1
         self._window_ns: dict[str, int] = {}
         self._cycle_ns = 0
+        self._memory_ns = 0
         self._orphaned: int | None = None
         self._phases: dict[str, list[int]] = {}
         self._in_call = workloads.workload_spec(case.workload).scope == "call"
@@ -169,6 +170,7 @@ class Observation:
         self._phases["prepare"] = [began_ns, time.monotonic_ns()]
         if answer["step"] == "prepared":
             self.record["placement"] = answer["placement"]
+            self._memory_ns = answer["memory_ns"]
             with contextlib.suppress(ProcessLookupError):  # the go-signal will find it ended
                 limits = resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK)
                 self.record["memlock_bytes"] = limits[0]
@@ -289,8 +291,7 @@ class Observation:
             return self._expectancy.expected_ns(self._case, phase)
         cycle_ns = self._cycle_ns
         if workloads.memory_spec(self._case.memory).fresh_each_cycle:
-            began_ns, ended_ns = self._phases["prepare"]
-            cycle_ns += ended_ns - began_ns
+            cycle_ns += self._memory_ns
         return cycle_ns * (self._case.warmup + self._case.repeat) + _FIRST_GUESS_NS
 
     def _settle(self, phase: str) -> None:

@@ -54,7 +54,10 @@ class Channel:
         """The next message and the open file that came with it, if one did."""
         descriptor = None
         while b"\n" not in self._buffered:
-            data, descriptors, _, _ = socket.recv_fds(self._sock, _CHUNK_BYTES, 1)
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._sock, _CHUNK_BYTES, 1)
+            except ConnectionError:  # the peer closed with something of ours unread
+                return None, descriptor
             if descriptors:
                 descriptor = descriptors[0]
             if not data:

@@ -7,7 +7,9 @@ nothing is imported here.
 
 import gc
 import importlib
+import time
 from collections import Counter
+from contextlib import suppress
 from errno import EOPNOTSUPP, errorcode
 from typing import Any
 
@@ -15,6 +17,7 @@ import workloads
 from telemetry import placement
 from workloads import memory
 from workloads.channel import Channel
+from workloads.memory import evacuation
 from workloads.owner import Owner
 from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
 
@@ -29,39 +32,72 @@ def errno_name(number: int) -> str:
     return "EOPNOTSUPP" if number == EOPNOTSUPP else errorcode.get(number, f"errno-{number}")
 
 
+class Prepared:
+    """A case's memory and its operation. The memory can be made anew under the same operation."""
+
+    def __init__(self, case: Case, around: Surroundings):
+        self.case = case
+        self._around = around
+        self._spec = workloads.memory_spec(case.memory)
+        self._module = importlib.import_module(workloads.workload_spec(case.workload).module)
+        self._memory = Owner()
+        self._tools = Owner()
+        self.errors: list[str] = []
+        self.memory_ns = 0
+
+    def prepare(self) -> None:
+        """Make the memory, open what the workload needs. Raises CallFailed or PrepareFailed."""
+        self._region = self._make_memory()
+        self.operation: Operation = self._module.prepare(
+            self.case, self._region, self._around, self._tools
+        )
+
+    def renew_memory(self) -> None:
+        """The same memory again, in the state it had before the first cycle."""
+        self._memory.close()
+        self._region = self._make_memory()
+        self.operation.aim_at(self._region)
+
+    def placement(self) -> dict[str, Any] | None:
+        """Where the pages lie now; None where page frames are hidden."""
+        if not self._around.page_frames_visible:
+            return None
+        region, areas = self._region, self._around.cma_ranges
+        where = placement.of(region.address, region.size_bytes, areas, evacuation.zone_layout())
+        return None if where is None else where.to_json()
+
+    def close(self) -> None:
+        """The operation first: it may still refer to the memory. Never raises; see ``errors``."""
+        for owner in (self._tools, self._memory):
+            owner.close()
+            self.errors += owner.errors
+
+    def _make_memory(self) -> memory.Region:
+        start_ns = time.monotonic_ns()
+        region = memory.prepare(self._spec, self.case.size_bytes, self._around, self._memory)
+        self.memory_ns = time.monotonic_ns() - start_ns
+        return region
+
+
 def run(channel: Channel, case: Case, around: Surroundings) -> None:
     """Serve one case's phases until the runner says close or goes away."""
-    owner = Owner()
+    prepared = Prepared(case, around)
     try:
         _await(channel, "prepare")
-        prepared = _prepare_or_report(channel, case, around, owner)
-        if prepared is not None:
-            operation, where = prepared
-            channel.send(step="prepared", placement=where and where.to_json())
-            _observed_cycle(channel, operation)
+        if _prepare_and_report(channel, prepared):
+            _observed_cycle(channel, prepared.operation)
             go = _await(channel, "cycles", "close")
             if go["go"] == "cycles":
-                channel.send(**_timed_cycles(case, around, operation, owner))
+                channel.send(**_timed_cycles(prepared))
                 _await(channel, "close")
         else:
             _await(channel, "close")
-    except RunnerGone:
+    except (RunnerGone, ConnectionError):
         pass
     finally:
-        owner.close()
-    channel.send(step="closed", errors=owner.errors)
-
-
-def prepare(
-    case: Case, around: Surroundings, owner: Owner
-) -> tuple[Operation, placement.Placement | None]:
-    """The operation, ready to acquire, and where its pages lie now."""
-    region = memory.prepare(workloads.memory_spec(case.memory), case.size_bytes, around, owner)
-    module = importlib.import_module(workloads.workload_spec(case.workload).module)
-    operation: Operation = module.prepare(case, region, around, owner)
-    if not around.page_frames_visible:
-        return operation, None
-    return operation, placement.of(region.address, region.size_bytes, around.cma_ranges)
+        prepared.close()
+    with suppress(ConnectionError):
+        channel.send(step="closed", errors=prepared.errors)
 
 
 def _await(channel: Channel, *allowed: str) -> dict[str, Any]:
@@ -72,11 +108,11 @@ def _await(channel: Channel, *allowed: str) -> dict[str, Any]:
     return message
 
 
-def _prepare_or_report(
-    channel: Channel, case: Case, around: Surroundings, owner: Owner
-) -> tuple[Operation, placement.Placement | None] | None:
+def _prepare_and_report(channel: Channel, prepared: Prepared) -> bool:
     try:
-        return prepare(case, around, owner)
+        prepared.prepare()
+        channel.send(step="prepared", placement=prepared.placement(), memory_ns=prepared.memory_ns)
+        return True
     except CallFailed as error:
         channel.send(
             step="unprepared",
@@ -92,7 +128,7 @@ def _prepare_or_report(
             outcome=errno_name(number) if number else None,
             detail=str(error),
         )
-    return None
+    return False
 
 
 def _observed_cycle(channel: Channel, operation: Operation) -> None:
@@ -118,10 +154,9 @@ def _attempt(call: Any) -> dict[str, Any]:
         }
 
 
-def _timed_cycles(
-    case: Case, around: Surroundings, operation: Operation, owner: Owner
-) -> dict[str, Any]:
+def _timed_cycles(prepared: Prepared) -> dict[str, Any]:
     """Warm-up and timed cycles back to back; the garbage collector would show in the times."""
+    case, operation = prepared.case, prepared.operation
     fresh = workloads.memory_spec(case.memory).fresh_each_cycle
     acquire_ns: list[int] = []
     release_ns: list[int] = []
@@ -130,22 +165,26 @@ def _timed_cycles(
     gc.disable()
     for cycle in range(case.warmup + case.repeat):
         if fresh:
-            owner.close()
             try:
-                operation, _ = prepare(case, around, owner)
+                prepared.renew_memory()
             except (CallFailed, PrepareFailed, OSError) as error:
                 failed = {"phase": "prepare", "cycle": cycle, "detail": str(error)}
                 break
+        gave_back_ns = None
         try:
             took_ns = operation.acquire()
             outcome = "ok" if operation.done_bytes is None else "short"
-            gave_back_ns = operation.release()
         except CallFailed as error:
-            outcome, took_ns, gave_back_ns = errno_name(error.errno), error.elapsed_ns, -1
+            outcome, took_ns = errno_name(error.errno), error.elapsed_ns
+        else:
+            try:
+                gave_back_ns = operation.release()
+            except CallFailed as error:
+                outcome = errno_name(error.errno)
         outcomes[outcome] += 1
         if cycle >= case.warmup:
             acquire_ns.append(took_ns)
-            if gave_back_ns >= 0:
+            if gave_back_ns is not None:
                 release_ns.append(gave_back_ns)
     gc.enable()
     return {

@@ -34,10 +34,13 @@ class DirectIO:
         self, call: str, transfer: Callable[..., int], target: int, region: Region
     ) -> None:
         self.done_bytes: int | None = None
-        self.region = region
         self._call = call
         self._transfer = transfer
         self._target = target
+        self.aim_at(region)
+
+    def aim_at(self, region: Region) -> None:
+        self.region = region
         self._parts = [
             (offset, [region.buffer[offset : min(offset + libc.MAX_RW_COUNT, region.size_bytes)]])
             for offset in range(0, region.size_bytes, libc.MAX_RW_COUNT)

@@ -29,6 +29,9 @@ class Registration:
 
     def __init__(self, ring: int, region: Region) -> None:
         self._ring = ring
+        self.aim_at(region)
+
+    def aim_at(self, region: Region) -> None:
         pieces = libc.pieces(region.address, region.size_bytes, PIECE_BYTES)
         self._buffers = libc.iovecs(pieces)
 

@@ -157,9 +157,9 @@ def pieces(address: int, size_bytes: int, piece_bytes: int) -> list[tuple[int, i
     ]
 
 
-def die_with_parent() -> None:
-    """SIGKILL for this process when the thread that forked it ends; forks do not inherit it."""
-    check("prctl", int(_prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)), "PR_SET_PDEATHSIG")
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """A signal for this process when the thread that forked it ends; forks do not inherit it."""
+    check("prctl", int(_prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)), "PR_SET_PDEATHSIG")
 
 
 def adopt_orphans() -> None:

@@ -29,10 +29,13 @@ class ProcessVmWrite:
 
     def __init__(self, region: Region, source: mmap.mmap) -> None:
         self.done_bytes: int | None = None
-        self._region = region
         self._source = source
         self._source_address = libc.address_of(source)
         self._pid = os.getpid()
+        self.aim_at(region)
+
+    def aim_at(self, region: Region) -> None:
+        self._region = region
         self._parts = [
             (size_bytes, self._local(size_bytes), libc.iovecs([(address, size_bytes)]))
             for address, size_bytes in libc.pieces(region.address, region.size_bytes, CALL_BYTES)

@@ -20,9 +20,12 @@ class Register:
 
     def __init__(self, domain: PD, region: Region, flags: int):
         self._domain = domain
-        self._region = region
+        self.aim_at(region)
         self._flags = flags
         self._registered: MR | None = None
+
+    def aim_at(self, region: Region) -> None:
+        self._region = region
 
     def acquire(self) -> int:
         self._registered, elapsed_ns = verbs.register(

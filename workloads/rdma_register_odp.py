@@ -27,10 +27,13 @@ class RegisterOnDemand:
 
     def __init__(self, domain: PD, region: Region, flags: int):
         self._domain = domain
-        self._region = region
+        self.aim_at(region)
         self._flags = flags
         self._registered: MR | None = None
         self._loopback: verbs.Loopback | None = None
+
+    def aim_at(self, region: Region) -> None:
+        self._region = region
 
     def touch_through(self, loopback: verbs.Loopback) -> None:
         """Make the device touch every page with this traffic in each acquire."""

@@ -159,10 +159,13 @@ class Operation(Protocol):
     """A prepared workload on one region: what a workload module's ``prepare`` returns.
 
     ``acquire`` and ``release`` return the CLOCK_MONOTONIC nanoseconds spent in the call that pins
-    or unpins and nothing else, and raise CallFailed when the kernel refuses.
+    or unpins and nothing else, and raise CallFailed when the kernel refuses. ``aim_at`` turns to
+    another region of the same kind and size, when nothing is acquired.
     """
 
     done_bytes: int | None
+
+    def aim_at(self, region: Any) -> None: ...
 
     def acquire(self) -> int: ...
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic_ns
+from typing import NamedTuple
 
 from workloads import libc
 from workloads.memory import Region
@@ -23,27 +24,40 @@ def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> "
     with libc.refusal_of("open", os.devnull):
         sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     owner.release_with(os.devnull, lambda: os.close(sink))
-    parts = []
-    offset = 0
-    while offset < region.size_bytes:
-        wanted_bytes = region.size_bytes - offset
-        reader, writer, capacity_bytes = _pipe(wanted_bytes, owner)
-        length = min(wanted_bytes, capacity_bytes)
-        parts.append((reader, writer, libc.iovecs([(region.address + offset, length)])))
-        offset += length
-    return Vmsplice(region, parts, sink)
+    pipes = []
+    piped_bytes = 0
+    while piped_bytes < region.size_bytes:
+        pipe = _pipe(region.size_bytes - piped_bytes, owner)
+        piped_bytes += pipe.capacity_bytes
+        pipes.append(pipe)
+    return Vmsplice(region, pipes, sink)
+
+
+class Pipe(NamedTuple):
+    """Descriptors of the two ends, and how many bytes of whole pages fit."""
+
+    reader: int
+    writer: int
+    capacity_bytes: int
 
 
 class Vmsplice:
     """The whole region in pipes; released by draining them to /dev/null."""
 
-    def __init__(
-        self, region: Region, parts: list[tuple[int, int, libc.Iovecs]], sink: int
-    ) -> None:
+    def __init__(self, region: Region, pipes: list[Pipe], sink: int) -> None:
         self.done_bytes: int | None = None
-        self._size_bytes = region.size_bytes
-        self._parts = parts
+        self._pipes = pipes
         self._sink = sink
+        self.aim_at(region)
+
+    def aim_at(self, region: Region) -> None:
+        self._parts = []
+        offset = 0
+        for pipe in self._pipes:
+            length = min(region.size_bytes - offset, pipe.capacity_bytes)
+            vectors = libc.iovecs([(region.address + offset, length)])
+            self._parts.append((pipe.reader, pipe.writer, vectors))
+            offset += length
 
     def acquire(self) -> int:
         self.done_bytes = None
@@ -81,8 +95,8 @@ def _drain(reader: int, sink: int, size_bytes: int) -> None:
         pass
 
 
-def _pipe(wanted_bytes: int, owner: Owner) -> tuple[int, int, int]:
-    """Reader, writer, and how many bytes of whole pages fit: what the kernel grants."""
+def _pipe(wanted_bytes: int, owner: Owner) -> Pipe:
+    """A pipe of at least a page, as large as wanted or as the kernel grants."""
     with libc.refusal_of("pipe2"):
         reader, writer = os.pipe()
     owner.release_with("pipe's reader", lambda: os.close(reader))
@@ -93,4 +107,4 @@ def _pipe(wanted_bytes: int, owner: Owner) -> tuple[int, int, int]:
             break
         except OSError:  # over pipe-max-size, or over what this user's pipes may hold
             continue
-    return reader, writer, fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+    return Pipe(reader, writer, fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ))

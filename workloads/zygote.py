@@ -6,6 +6,7 @@ nor pydantic in it. Started by pinstorm.spawn as ``python -m workloads.zygote FD
 where the modules bring workloads that are not in the registry.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -15,9 +16,12 @@ import socket
 import sys
 from typing import Any
 
+import psutil
+
 import workloads
 from workloads import child, libc
 from workloads.channel import Channel
+from workloads.memory import evacuation
 from workloads.spec import Case, Surroundings
 
 # Code that a child runs inside a window: its text must be in memory before the first fork, because
@@ -27,16 +31,23 @@ _MEASURED_TEXT = ("ibverbs", "rdmav", "pyverbs", "libc.so", "libnl", "python", "
 
 def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    libc.die_with_parent()
+    # Not SIGKILL as for a child: what a case has started would live on without us.
+    signal.signal(signal.SIGTERM, _end_with_all)
+    libc.die_with_parent(signal.SIGTERM)
     libc.adopt_orphans()
-    os.setsid()  # a Ctrl-C on the terminal is the runner's to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for module_name in sys.argv[2:]:
         workloads.include(module_name)
     pyverbs_error = _import_everything()
     gc.collect()
     gc.freeze()
-    channel.send(ready=os.getpid(), pyverbs_error=pyverbs_error)
+    with contextlib.suppress(ConnectionError):  # the runner is gone
+        channel.send(ready=os.getpid(), pyverbs_error=pyverbs_error)
+        _serve_runner(channel, pyverbs_error)
+    _end_with_all()
+
+
+def _serve_runner(channel: Channel, pyverbs_error: str | None) -> None:
     while True:
         message, descriptor = channel.receive_with_descriptor()
         if message is None:
@@ -68,6 +79,7 @@ def _import_everything() -> str | None:
 
 def _load_measured_text(with_verbs: bool) -> None:
     """Once the devices are there: load their providers, and every page of code that will run."""
+    evacuation.zone_layout()
     if with_verbs:
         from workloads import verbs
 
@@ -99,9 +111,21 @@ def _serve(channel: Channel, spawn: dict[str, Any], descriptor: int) -> None:
     _reap_orphans()
 
 
+def _end_with_all(*_: object) -> None:
+    """The runner is gone: kill all that hangs below us, sessions of its own included."""
+    me = psutil.Process()
+    while descendants := me.children(recursive=True):
+        for process in descendants:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _reap_orphans()
+    os._exit(1)
+
+
 def _be_child(spawn: dict[str, Any], descriptor: int) -> None:
     code = 70
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         libc.die_with_parent()
         os.setpgid(0, 0)
         around = dict(spawn["around"])
@@ -153,4 +177,5 @@ def _quoted(error: BaseException) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(BrokenPipeError):  # the runner hung up: a Ctrl-C, or its end
+        main()

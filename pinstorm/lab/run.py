@@ -5,6 +5,7 @@ that a dead guest left unfinished: ``crash`` when the console shows a panic, els
 then goes on with the next case in a fresh guest. A boot that never ran a case is tried once more.
 """
 
+import compileall
 import json
 import platform
 import sys
@@ -95,6 +96,7 @@ def run_kernel(
     path = bundle.create(parent / kernel.release)
     run = _Run(suite, kernel, path, accel.accelerator(kernel), listener, note, include)
     Journal.create(run.journal_path).close()
+    _compile_sources()
     done = Done(kernel, path)
     try:
         wanted = dict.fromkeys(_shape_of(planned) for planned in plan)
@@ -137,6 +139,12 @@ write_index = bundle.write_index
 
 def interrupted(done: Done) -> Interrupted:
     return Interrupted(f"interrupted after {len(done.records)} cases; bundle {done.path} is valid")
+
+
+def _compile_sources() -> None:
+    """So that the guest, which is slow and may not write, finds every module compiled."""
+    for package in ("pinstorm", "workloads", "telemetry"):
+        compileall.compile_dir(str(host.ROOT / package), quiet=2)
 
 
 def _shape_of(planned: Planned) -> str:

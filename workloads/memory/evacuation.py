@@ -5,6 +5,7 @@ a migration that it does not name. A long-term pin and its unpin, before the cas
 out: folio_is_longterm_pinnable() in include/linux/mm.h.
 """
 
+import functools
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -34,9 +35,15 @@ def count_movable(region: Region, ranges: Sequence[FrameRange]) -> int:
     return inside
 
 
+@functools.cache
+def zone_layout() -> tuple[zoneinfo.Zone, ...]:
+    """Where the zones lie, read once (their counters are of then): the zygote asks for all."""
+    return zoneinfo.read()
+
+
 def movable_ranges(around: Surroundings) -> list[FrameRange]:
     """Every CMA area that is known, and ZONE_MOVABLE of every node. Empty on most machines."""
-    zones = zoneinfo.populated(zoneinfo.read())
+    zones = zoneinfo.populated(zone_layout())
     movable = [
         (zone.start_pfn, zone.end_pfn)
         for zone in zones

@@ -1,0 +1,195 @@
+"""Shapes, the command that boots a guest, what its console tells, and what set-up reads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pinstorm.errors import UsageError
+from pinstorm.lab import accel, boot, setup
+from pinstorm.lab.accel import Accel
+from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.shape import MOVABLE, PLAIN, shapes_for
+
+DATA = Path(__file__).parent / "data/lab"
+TCG = Accel("tcg", "7.2.22")
+
+
+def kernel(tmp_path: Path, config: str = "", vmlinux: bool = True) -> Kernel:
+    config_file = tmp_path / "config"
+    config_file.write_text(config)
+    modules = tmp_path / "lib/modules/7.2.0"
+    elf = tmp_path / "vmlinux" if vmlinux else None
+    return Kernel("backports", "7.2.0", tmp_path / "vmlinuz", modules, elf, config_file)
+
+
+def test_one_guest_serves_both_shapes_with_cma(tmp_path):
+    shapes = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), {PLAIN, MOVABLE})
+    assert [s.serves for s in shapes] == [{PLAIN, MOVABLE}]
+    assert "cma=2600M" in shapes[0].kernel_options
+    assert "movable" in shapes[0].pieces
+
+
+def test_movable_boots_alone_without_cma(tmp_path):
+    shapes = shapes_for(kernel(tmp_path), [PLAIN, MOVABLE, PLAIN])
+    assert [s.serves for s in shapes] == [{PLAIN}, {MOVABLE}]
+    assert "kernelcore=2G" not in shapes[0].kernel_options
+    assert "kernelcore=2G" in shapes[1].kernel_options
+    assert "movable" not in shapes[0].pieces
+
+
+def test_plain_alone_has_no_cma(tmp_path):
+    (shape,) = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), [PLAIN])
+    assert not [o for o in shape.kernel_options if o.startswith("cma=")]
+
+
+def test_every_shape_ends_at_a_panic_and_stays_in_place(tmp_path):
+    for shape in shapes_for(kernel(tmp_path), [PLAIN, MOVABLE]):
+        assert {"nokaslr", "panic=-1", "memmap=512M!4G"} <= set(shape.kernel_options)
+        assert set(shape.pieces) <= set(setup.PIECES)
+
+
+def test_unknown_shape(tmp_path):
+    with pytest.raises(UsageError, match="'numa'"):
+        shapes_for(kernel(tmp_path), ["numa"])
+
+
+def command(tmp_path: Path, accelerator: Accel, **options: bool) -> list[str]:
+    (shape,) = shapes_for(kernel(tmp_path), [PLAIN])
+    return boot._command(kernel(tmp_path, **options), shape, accelerator)
+
+
+def test_command_without_kvm(tmp_path):
+    words = command(tmp_path, TCG)
+    assert {"--disable-kvm", "--force-9p", "mitigations=off"} <= set(words)
+    assert words[-2:] == ["--qemu-opt=-kernel", f"--qemu-opt={tmp_path}/vmlinux"]
+
+
+def test_command_with_kvm_measures_what_the_host_would(tmp_path):
+    words = command(tmp_path, Accel("kvm", "7.2.22"), vmlinux=False)
+    assert not {"--disable-kvm", "mitigations=off", "--qemu-opt=-kernel"} & set(words)
+
+
+def test_entry_is_a_shell_script(tmp_path):
+    (shape,) = shapes_for(kernel(tmp_path), [PLAIN])
+    share = Path(__file__).resolve().parents[2] / "runs/x"
+    env = {"A": "b'c $d"}
+    text = boot._entry(shape, share, share / ".guest-1", env, tmp_path)
+    subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+    # a share below a directory that the cached root covers is laid on top of it again
+    assert f"mount --bind /run/pinstorm/share {share}" in text
+
+
+@pytest.mark.parametrize("path", ["/run/user/0/out", "/var/tmp/x", "/home/a b/out", "/home/ü"])
+def test_paths_the_guest_cannot_see(path):
+    with pytest.raises(UsageError, match="--out"):
+        boot.check_visible(Path(path), "--out")
+
+
+def test_missing_virtme_ng_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match="virtme-ng is not installed"):
+        boot.virtme_run()
+
+
+def test_panic_is_seen_in_a_real_console():
+    text = (DATA / "console_panic_7.2.txt").read_text()
+    assert boot.panicked(text)
+    before = text[: text.index("sysrq: Trigger")]
+    assert not boot.panicked(before)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    3.9] BUG: unable to handle page fault for address: ffff8880",
+        "[    3.9] Oops: Oops: 0002 [#1] SMP NOPTI",
+        "[    3.9] Oops: 0002 [#1] PREEMPT SMP",
+    ],
+)
+def test_oops_is_seen(line):
+    assert boot.panicked(f"[    3.8] before\n{line}\n")
+
+
+def test_console_tail(tmp_path):
+    console = tmp_path / "console.log"
+    assert boot.console_tail(console) == []
+    console.write_bytes(b"\x1bc\x1b[?7l\x1b[2Jone\r\n\r\ntwo \xff\r\nthree\r\n")
+    assert boot.console_tail(console, 2) == ["two \ufffd", "three"]
+
+
+class Ended:
+    """A process that is over."""
+
+    pid = 1
+
+    def poll(self) -> int:
+        return 255
+
+
+class Running(Ended):
+    def poll(self) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize(
+    ("process", "code_text", "polled"),
+    [
+        (Running(), None, None),
+        (Running(), "", None),
+        (Running(), "3\n", 3),
+        (Ended(), "0\n", 0),
+        (Ended(), None, boot.GONE),
+    ],
+)
+def test_exit_code_comes_from_the_share(tmp_path, process, code_text, polled):
+    if code_text is not None:
+        (tmp_path / "exit").write_text(code_text)
+    guest = boot.Guest(process, tmp_path, tmp_path / "console.log", TCG)
+    assert guest.poll() == polled
+    assert not guest.started
+    if polled is None:
+        assert guest.wait(0.01) is None
+
+
+def test_qemu_version():
+    text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n"
+    assert accel.parse_qemu_version(text) == "7.2.22"
+
+
+def test_dax_is_read_from_mountinfo():
+    text = (DATA / "mountinfo-6.12.txt").read_text()
+    assert "dax=always" in setup.mount_options(text, "/run/pinstorm/dax")
+    assert "dax=always" not in setup.mount_options(text, "/run/pinstorm/ext4")
+    assert setup.mount_options(text, "/nowhere") == []
+
+
+def test_movable_zone_is_read_from_zoneinfo():
+    text = (DATA / "zoneinfo-6.12-kernelcore.txt").read_text()
+    assert setup.zone_present_pages(text, "Movable") == 916480
+    assert setup.zone_present_pages(text, "Device") == 0
+
+
+def test_a_piece_fails_alone(monkeypatch):
+    def broken() -> str:
+        raise setup.SetupError("`rdma link add` failed: no")
+
+    monkeypatch.setattr(setup, "RUN", Path("/nowhere"))
+    monkeypatch.setattr(setup, "PIECES", {"rxe": broken, "hugepages": lambda: "64 pages"})
+    lab = setup.set_up(["rxe", "hugepages", "vfio"])
+    assert {name: r.ok for name, r in lab.results.items()} == {
+        "rxe": False,
+        "hugepages": True,
+        "vfio": False,
+    }
+    assert lab.results["rxe"].detail == "`rdma link add` failed: no"
+    assert lab.device is None
+    assert lab.scratch == {}
+
+
+def test_setup_needs_the_standard_library_alone():
+    code = "import sys; sys.path.insert(0, '.'); import pinstorm.lab.setup"
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", code], cwd=root, check=True)
