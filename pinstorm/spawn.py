@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pinstorm.errors import PinstormError
+from pinstorm.host import ROOT
 from workloads.channel import Channel
 from workloads.spec import Case, Surroundings
 
@@ -34,10 +35,16 @@ class Zygote:
     def __init__(self, include: Sequence[str] = ()) -> None:
         self.include = tuple(include)
         self._channel, theirs = Channel.pair()
-        # Without the pools' and the hash seed's surprises, every child starts from the same image.
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        # One hash seed: every child starts from the same image. Our own module path, spelled out:
+        # what site would do again is code of others, and in a guest 2 s of it.
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),
+        }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "workloads.zygote", str(theirs.fileno()), *include],
+            [sys.executable, "-S", "-m", "workloads.zygote", str(theirs.fileno()), *include],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,

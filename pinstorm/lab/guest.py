@@ -38,6 +38,7 @@ def main() -> None:
         workloads.include(module_name)
     zygote = Zygote(job["include"])  # imports while the set-up runs
     provided = setup.set_up(job["pieces"])
+    machine = fingerprint.collect()
     zygote.warm_up()
     log = kmsg.KernelLog.open()
     survey = needs.survey(
@@ -61,7 +62,7 @@ def main() -> None:
     lines = Journal.append_to(job["journal"])
     with Counters() as counters:
         runner = Runner(identity, survey, counters, zygote, lines, log, lambda line: None)
-        report = _report(provided, runner)
+        report = {**_report(provided, runner), "fingerprint": machine}
         _write(Path(job["report"]), report)
         runner.run([Planned.from_json(planned) for planned in job["plan"]])
         _write(Path(job["report"]), {**report, "clock": [*report["clock"], clock.pair()]})
@@ -88,7 +89,6 @@ def _report(provided: setup.Lab, runner: Runner) -> dict[str, Any]:
         "device": runner.survey.around.device,
         "unmet": [entry.to_json() for entry in runner.survey.lacking.values()],
         "containment": runner.containment_kind,
-        "fingerprint": fingerprint.collect(),
     }
 
 
