@@ -15,17 +15,20 @@ from typing import Literal
 
 import psutil
 
+from pinstorm.spawn import MARK
 from telemetry import cgroup
 
 _EMPTY_DEADLINE_S = 5.0
+_ZOMBIE = psutil.STATUS_ZOMBIE
 
 
 class Containment:
     """Holds one case's processes. ``kind`` is what the record says."""
 
-    def __init__(self, leaf: Path | None, zygote_pid: int):
+    def __init__(self, leaf: Path | None, zygote_pid: int, mark: str):
         self._leaf = leaf
         self._zygote_pid = zygote_pid
+        self._mark = mark
         self._child_pid: int | None = None
         self.kind: Literal["cgroup", "process-group"] = "cgroup" if leaf else "process-group"
 
@@ -55,8 +58,10 @@ class Containment:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._child_pid, signal.SIGKILL)
         alive = False
-        # The zygote serves one case at a time, so whatever hangs below it belongs to this one.
-        for process in _descendants(self._zygote_pid):
+        # The zygote serves one case at a time, so whatever hangs below it belongs to this one; once
+        # it is dead, what a case started is found by its environment.
+        left = _descendants(self._zygote_pid) or _marked(self._mark, self._zygote_pid)
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.status() != psutil.STATUS_ZOMBIE:
                     process.kill()
@@ -79,8 +84,9 @@ class Leaves:
             # Present from Linux 5.14; without it the kill below walks cgroup.procs.
             self._leaf = leaf
 
-    def containment(self, zygote_pid: int) -> Containment:
-        return Containment(self._leaf, zygote_pid)
+    def containment(self, zygote_pid: int, mark: str) -> Containment:
+        """For one case. ``mark``: what the environment of its zygote's children carries."""
+        return Containment(self._leaf, zygote_pid, mark)
 
     def close(self) -> None:
         if self._leaf is not None:
@@ -124,6 +130,18 @@ def _kill_leaf(leaf: Path) -> bool:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
     return True
+
+
+def _marked(mark: str, zygote_pid: int) -> list[psutil.Process]:
+    """Processes of a dead zygote's case. While the zygote lives, all of them hang below it."""
+    if psutil.pid_exists(zygote_pid) and psutil.Process(zygote_pid).status() != _ZOMBIE:
+        return []
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -63,6 +63,7 @@ def undo() -> None:
             Path(path).write_text(before)
     with contextlib.suppress(OSError):
         UNDO.unlink(missing_ok=True)
+        UNDO.parent.rmdir()
 
 
 def tool_commit() -> str | None:

@@ -22,6 +22,7 @@ from workloads.spec import Case, Surroundings
 
 _MIN_NOISE_NS = 2_000_000
 _FIRST_GUESS_NS = 10_000_000
+_GUESS_NS_PER_BYTE = 3
 _SETTLE_DEADLINE_S = 1.0
 # Beside others' pins the counters never rest; what is released late comes within 20 ms.
 _NOISY_SETTLE_DEADLINE_S = 0.1
@@ -47,7 +48,8 @@ class Expectancy:
 
     def expected_ns(self, case: Case, phase: str) -> int:
         # Half as long again: the interval before a window should not be the shorter one.
-        return self._seen_ns.get(self._kind(case, phase), _FIRST_GUESS_NS) * 3 // 2
+        guess_ns = _FIRST_GUESS_NS + _GUESS_NS_PER_BYTE * case.size_bytes
+        return self._seen_ns.get(self._kind(case, phase), guess_ns) * 3 // 2
 
     def learn(self, case: Case, phase: str, elapsed_ns: int) -> None:
         self._seen_ns[self._kind(case, phase)] = elapsed_ns
@@ -372,7 +374,8 @@ class Observation:
                 # Stuck in the kernel: the zygote waits for it, and can serve no other case.
                 zygote.kill()
         except ZygoteDied:
-            # What the child started lives on without it.
+            # What the child started lives on without it. Its socket closes before it is quite dead.
+            zygote.kill()
             self._containment.kill()
             self.record.setdefault("verdict", "crash")
             self.record.setdefault("reason", "zygote-died")

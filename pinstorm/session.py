@@ -69,35 +69,36 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
         try:
             zygote.warm_up()
             survey = _survey(options, zygote, log)
-            outcome, lines, rest = _open(suite, plan, options)
-            identity = _identity(outcome.path.name, survey.around.device)
-            runner = Runner(identity, survey, counters, zygote, lines, log, listener)
+            path = options.resume or options.out or bundle.default_path(suite.name)
+            identity = _identity(path.name, survey.around.device)
+            runner = Runner(identity, survey, counters, zygote, log, listener)
         except BaseException:
             zygote.close()
             raise
         try:
             manifest = _manifest(suite, options, identity, runner)
-            bundle.write_manifest(outcome.path, manifest)
-            try:
-                runner.run(rest)
-            except Interrupt:
-                outcome.interrupted = True
+            outcome, lines, rest = _open(suite, plan, options, path, manifest)
+            with lines:
+                try:
+                    runner.run(rest, lines)
+                except Interrupt:
+                    outcome.interrupted = True
             manifest["clock"].append(clock.pair())
             bundle.write_manifest(outcome.path, manifest)
         finally:
             runner.close()
-            lines.close()
     outcome.records = journal.read(outcome.path / bundle.JOURNAL).records
     bundle.finish(outcome.path)
     return outcome
 
 
 def _open(
-    suite: Suite, plan: Sequence[Planned], options: Options
+    suite: Suite, plan: Sequence[Planned], options: Options, path: Path, manifest: dict[str, Any]
 ) -> tuple[Outcome, Journal, list[Planned]]:
-    """A new bundle, or the one to go on with and the cases that it lacks."""
+    """A new bundle with its manifest, or the one to go on with and the cases that it lacks."""
     if options.resume is None:
-        path = bundle.create(options.out or bundle.default_path(suite.name))
+        path = bundle.create(path)
+        bundle.write_manifest(path, manifest)
         return Outcome(path), Journal.create(path / bundle.JOURNAL), list(plan)
     old = bundle.open_bundle(options.resume)
     bundle.check_resume(
@@ -106,6 +107,7 @@ def _open(
     outcome = Outcome(options.resume.absolute())
     if old.torn_bytes:
         outcome.notes.append(f"the journal's last line was torn; {old.torn_bytes} bytes cut off")
+    manifest["clock"] = [*old.manifest.get("clock", []), *manifest["clock"]]
     lines = Journal.append_to(outcome.path / bundle.JOURNAL)
     same_boot = old.manifest.get("boot") == clock.boot_id()
     for seq, start in sorted(old.contents.started.items()):

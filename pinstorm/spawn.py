@@ -4,6 +4,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from pinstorm.errors import PinstormError
 from pinstorm.host import ROOT
 from workloads.channel import Channel
 from workloads.spec import Case, Surroundings
+
+# In the environment of the zygote and of all that a case starts: the way to find what outlived it.
+MARK = "PINSTORM_ZYGOTE"
 
 
 class ZygoteDied(Exception):
@@ -37,8 +41,10 @@ class Zygote:
         self._channel, theirs = Channel.pair()
         # One hash seed: every child starts from the same image. Our own module path, spelled out:
         # what site would do again is code of others, and in a guest 2 s of it.
+        self.mark = f"{os.getpid()}-{time.monotonic_ns()}"
         environment = {
             **os.environ,
+            MARK: self.mark,
             "PYTHONHASHSEED": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),

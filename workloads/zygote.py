@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -128,6 +129,7 @@ def _be_child(spawn: dict[str, Any], descriptor: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         libc.die_with_parent()
         os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves a verdict, not a file
         around = dict(spawn["around"])
         if around["cma_ranges"] is not None:
             around["cma_ranges"] = tuple(tuple(area) for area in around["cma_ranges"])

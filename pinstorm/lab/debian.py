@@ -209,7 +209,10 @@ def host_mirrors() -> Mirrors:
 
 def explain_failure(stderr: str, suites: Sequence[str]) -> str:
     """One sentence from apt's errors: no network, a bad signature, or its own first line."""
-    lines = [ln[2:].strip() for ln in stderr.splitlines() if ln.startswith(("E:", "W:"))]
+    # a warning, such as that root fetches unsandboxed, can stand before the error
+    lines = [
+        ln[2:].strip() for kind in ("E:", "W:") for ln in stderr.splitlines() if ln.startswith(kind)
+    ]
     first = lines[0] if lines else (stderr.strip().splitlines() or ["no message"])[-1]
     named = "/".join(suites)
     unreachable = (

@@ -61,10 +61,10 @@ def main() -> None:
     )
     lines = Journal.append_to(job["journal"])
     with Counters() as counters:
-        runner = Runner(identity, survey, counters, zygote, lines, log, lambda line: None)
+        runner = Runner(identity, survey, counters, zygote, log, lambda line: None)
         report = {**_report(provided, runner), "fingerprint": machine}
         _write(Path(job["report"]), report)
-        runner.run([Planned.from_json(planned) for planned in job["plan"]])
+        runner.run([Planned.from_json(planned) for planned in job["plan"]], lines)
         _write(Path(job["report"]), {**report, "clock": [*report["clock"], clock.pair()]})
         runner.close()
 

@@ -363,9 +363,7 @@ def test_zygote_killed_in_a_case(
     assert after["verdict"] == "pass"
     child, grandchild = noted_pids(tmp_path)
     assert gone(child)
-    if fallback:  # with nobody left who knows of it
-        os.kill(grandchild, signal.SIGKILL)
-    assert gone(grandchild) or fallback
+    assert gone(grandchild)
 
 
 def test_child_that_crashes_beside_its_grandchild(run: Run, tmp_path: Path) -> None:
@@ -379,6 +377,13 @@ def test_child_that_crashes_beside_its_grandchild(run: Run, tmp_path: Path) -> N
 
 
 # -- runs that are killed or interrupted -------------------------------------------------------
+
+
+def journal_bytes(path: Path) -> int:
+    try:
+        return (path / bundle.JOURNAL).stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def start(*cases: Case, **more: Any) -> "subprocess.Popen[str]":
@@ -582,12 +587,9 @@ def test_interrupts_at_random_moments(tmp_path: Path, number: signal.Signals) ->
     path = tmp_path / "bundle"
     for _ in range(4):
         where = {"resume": path} if path.exists() else {"out": path}
-        size = (path / bundle.JOURNAL).stat().st_size if path.exists() else 0
+        size = journal_bytes(path)
         process = start(*cases, **where)
-        assert wait_until(
-            lambda before=size: path.exists() and (path / bundle.JOURNAL).stat().st_size > before,
-            20,
-        )
+        assert wait_until(lambda before=size: journal_bytes(path) > before, 20)
         time.sleep(generator.uniform(0.0, 0.3))
         os.killpg(process.pid, number)
         code, _, errors = finish(process)
