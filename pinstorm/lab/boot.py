@@ -376,16 +376,19 @@ def _host_environment(control: Path, terminal: str = "dumb") -> dict[str, str]:
     }
 
 
-def console_tail(path: Path, lines: int = 20) -> list[str]:
-    """The last lines of a console file, without terminal escapes; empty when there is none."""
+def console_lines(path: Path, offset_bytes: int = 0) -> list[str]:
+    """A console file's lines from there on, without terminal escapes; empty when there is none."""
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_bytes()[offset_bytes:].decode(errors="replace")
     except OSError:
         return []
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|\r", "", text)
-    return [line.rstrip() for line in plain.splitlines() if line.strip()][-lines:]
+    return [line.rstrip() for line in plain.splitlines() if line.strip()]
 
 
-def panicked(text: str) -> bool:
-    """Whether console text shows that the kernel oopsed or panicked."""
-    return _PANIC.search(text) is not None
+def panic_lines(lines: Sequence[str]) -> list[str]:
+    """The console's lines from the kernel's first oops or panic on; empty when there was none."""
+    for number, line in enumerate(lines):
+        if _PANIC.search(line):
+            return list(lines[number:])
+    return []

@@ -34,7 +34,7 @@ BOOT_DEADLINE_S = 180.0
 # What a guest may be late with a record beyond the case's own deadline before it is given up.
 GRACE_S = 60.0
 LOST_BOOTS = 2
-CONSOLE_LINES = 25
+CONSOLE_LINES = 40
 _POLL_S = 0.1
 
 
@@ -61,6 +61,8 @@ class _Run:
     include: Sequence[str]
     boots: list[dict[str, Any]] = field(default_factory=list)
     seen_bytes: int = 0
+    # Where the console of the boot at hand begins: an older boot's panic is not this one's.
+    console_bytes: int = 0
 
     @property
     def journal_path(self) -> Path:
@@ -179,6 +181,7 @@ def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
     job, report = run.path / f".job-{number}.json", run.path / f".boot-{number}.json"
     bundle.write_json(job, _job(run, shape, todo, report))
     began_s = time.monotonic()
+    run.console_bytes = run.console_path.stat().st_size if run.console_path.exists() else 0
     # The host's module path, spelled out: what site and its .pth files do takes 2 s in a guest.
     command = [sys.executable, "-S", "-m", "pinstorm.lab.guest", str(job)]
     environment = {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])}
@@ -252,22 +255,22 @@ def _close_unfinished(run: _Run, cases: Sequence[Planned]) -> None:
     contents = journal.read(run.journal_path)
     if not contents.started and not contents.torn_bytes:
         return
-    tail = boot.console_tail(run.console_path, CONSOLE_LINES)
+    console = boot.console_lines(run.console_path, run.console_bytes)
     by_seq = {planned.seq: planned for planned in cases}
     with Journal.append_to(run.journal_path) as lines:
         for seq in contents.started:
-            if boot.panicked("\n".join(tail)):
-                verdict, reason = "crash", "kernel-panic"
+            if panic := boot.panic_lines(console):
+                ended = "crash", "kernel-panic", panic[:CONSOLE_LINES]
             else:
-                verdict, reason = "lost", "guest-gone"
-            lines.record(_ended_by_host(run, by_seq[seq], verdict, reason, tail))
+                ended = "lost", "guest-gone", console[-CONSOLE_LINES:]
+            lines.record(_ended_by_host(run, by_seq[seq], *ended))
     _new_lines(run)
 
 
 def _give_up(run: _Run, cases: Sequence[Planned]) -> None:
     with Journal.append_to(run.journal_path) as lines:
         for planned in cases:
-            tail = boot.console_tail(run.console_path, CONSOLE_LINES)
+            tail = boot.console_lines(run.console_path, run.console_bytes)[-CONSOLE_LINES:]
             lines.record(_ended_by_host(run, planned, "lost", "boot-lost", tail))
     _new_lines(run)
 

@@ -95,10 +95,11 @@ def test_missing_virtme_ng_is_one_sentence(monkeypatch):
 
 
 def test_panic_is_seen_in_a_real_console():
-    text = (DATA / "console_panic_7.2.txt").read_text()
-    assert boot.panicked(text)
-    before = text[: text.index("sysrq: Trigger")]
-    assert not boot.panicked(before)
+    lines = boot.console_lines(DATA / "console_panic_7.2.txt")
+    panic = boot.panic_lines(lines)
+    assert "Kernel panic - not syncing: sysrq triggered crash" in panic[0]
+    assert lines[-len(panic) :] == panic
+    assert boot.panic_lines(lines[: -len(panic)]) == []
 
 
 @pytest.mark.parametrize(
@@ -110,14 +111,15 @@ def test_panic_is_seen_in_a_real_console():
     ],
 )
 def test_oops_is_seen(line):
-    assert boot.panicked(f"[    3.8] before\n{line}\n")
+    assert boot.panic_lines(["[    3.8] before", line, "after"]) == [line, "after"]
 
 
-def test_console_tail(tmp_path):
+def test_console_lines(tmp_path):
     console = tmp_path / "console.log"
-    assert boot.console_tail(console) == []
+    assert boot.console_lines(console) == []
     console.write_bytes(b"\x1bc\x1b[?7l\x1b[2Jone\r\n\r\ntwo \xff\r\nthree\r\n")
-    assert boot.console_tail(console, 2) == ["two \ufffd", "three"]
+    assert boot.console_lines(console) == ["one", "two \ufffd", "three"]
+    assert boot.console_lines(console, console.stat().st_size - 7) == ["three"]
 
 
 class Ended:
