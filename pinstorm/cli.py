@@ -6,7 +6,6 @@ that ``pinstorm --help`` answers at once.
 
 import signal
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pinstorm.errors import ExitCode, NothingRan, PinstormError
+from pinstorm.outcome import exit_code
 
 app = typer.Typer(
     help="Make the kernel pin user pages, and record what it did.",
@@ -112,6 +112,7 @@ def run(
         setup=setup,
         only=only,
     )
+    session.check_budget(plan, options)
     if dry_run:
         _show_plan(plan, session.unmet_of(plan, options), as_json)
         return
@@ -119,7 +120,8 @@ def run(
         outcome = session.run(loaded, plan, options, _bar_listener(bar))
         for note in outcome.notes:
             bar.note(note)
-    _report(outcome.records, wide, as_json, command=f"pinstorm run {suite}", path=outcome.path)
+    command = _repeat_with("run", suite, drop=_NOT_REPEATED)
+    _report(outcome.records, wide, as_json, command=command, path=outcome.path)
     if outcome.interrupted:
         raise session.interrupted(outcome)
     _exit_with(outcome.records)
@@ -176,35 +178,38 @@ def lab_run(
     as_json: AsJson = False,
 ) -> None:
     """Run a suite in guests, one bundle per kernel: OUT/<release>/ and OUT/index.json."""
+    from pinstorm.bundle import write_index
     from pinstorm.lab import run as lab
     from pinstorm.progress import progress
 
     loaded, plan = _plan(suite, only, rounds, hold, quiet=as_json)
-    kernels = lab.resolve_kernels(kernel or ["backports"])
+    lab.check_budget(plan)
     if dry_run:
         _show_plan(plan, {}, as_json, lab=True)
         return
+    kernels = lab.resolve_kernels(kernel or ["backports"], _say)
     parent = lab.make_parent(out, loaded.name)
     codes = []
     for chosen in kernels:
         with progress(len(plan), f"{loaded.name} on {chosen.release}") as bar:
             done = lab.run_kernel(loaded, plan, chosen, parent, only, _bar_listener(bar), bar.note)
-        command = f"pinstorm lab run {suite} --kernel {chosen.name}"
+        command = _repeat_with("lab", "run", suite, "--kernel", chosen.name, drop=_NOT_REPEATED)
         _report(done.records, wide, as_json, command=command, path=done.path)
         codes.append(lab.index_entry(done))
-        lab.write_index(parent, codes)
+        write_index(parent, codes)
         if done.interrupted:
             raise lab.interrupted(done)
-    worst = max((entry["exit_code"] for entry in codes), key=_severity)
-    raise typer.Exit(worst)
+    raise typer.Exit(_worst([entry["exit_code"] for entry in codes]))
 
 
 @lab_app.command("shell")
-def lab_shell(kernel: Kernels = None) -> None:
+def lab_shell(
+    kernel: Annotated[str, typer.Option("--kernel", help="As for lab run.")] = "backports",
+) -> None:
     """A root shell in a guest that is set up as for a run."""
     from pinstorm.lab import run as lab
 
-    (chosen,) = lab.resolve_kernels(kernel or ["backports"])[:1]
+    (chosen,) = lab.resolve_kernels([kernel], _say)[:1]
     raise typer.Exit(lab.shell(chosen))
 
 
@@ -239,6 +244,10 @@ def _plan(
         for note in notes:
             print(note, file=sys.stderr)
     return loaded, plan
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _bar_listener(bar: Any) -> Any:
@@ -282,21 +291,31 @@ def _repeat_command(manifest: Mapping[str, Any]) -> str:
     return f"pinstorm lab run {suite} --kernel {manifest.get('lab', {}).get('kernel', 'NAME')}"
 
 
-def exit_code(records: Sequence[Mapping[str, Any]]) -> ExitCode:
-    """What the verdicts of a run make of its exit code."""
-    verdicts = Counter(record["verdict"] for record in records)
-    if verdicts["lost"]:
-        return ExitCode.LOST
-    if verdicts["fail"] or verdicts["crash"] or verdicts["timeout"]:
-        return ExitCode.FAILED
-    if not verdicts["pass"]:
-        return ExitCode.NOTHING_RAN
-    return ExitCode.OK
+def _worst(codes: Sequence[int]) -> int:
+    """Of several kernels: a kernel on which everything was skipped says nothing of the others."""
+    order = (ExitCode.NOTHING_RAN, ExitCode.OK, ExitCode.FAILED, ExitCode.LOST, ExitCode.WRITE)
+    return max(codes, key=lambda code: order.index(ExitCode(code)))
 
 
-def _severity(code: int) -> int:
-    order = (ExitCode.OK, ExitCode.NOTHING_RAN, ExitCode.FAILED, ExitCode.LOST, ExitCode.WRITE)
-    return order.index(ExitCode(code))
+# Options of a run that say nothing of how a case is run.
+_NOT_REPEATED = {"--only": 1, "--out": 1, "--resume": 1, "--rounds": 1, "--wide": 0, "--json": 0}
+
+
+def _repeat_with(*words: str, drop: Mapping[str, int]) -> str:
+    """The command line of now, beginning with ``words`` and without the options in ``drop``."""
+    import shlex
+
+    kept, rest = list(words), sys.argv[1:]
+    while rest:
+        option, *rest = rest
+        name, given, _ = option.partition("=")
+        if name in drop:
+            rest = rest if given else rest[drop[name] :]
+        elif name == "--kernel":
+            rest = rest if given else rest[1:]
+        elif option not in words:
+            kept.append(option)
+    return shlex.join(["pinstorm", *kept])
 
 
 def _exit_with(records: Sequence[Mapping[str, Any]]) -> None:

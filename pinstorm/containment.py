@@ -120,14 +120,18 @@ def _remove_leaf(leaf: Path) -> None:
 
 
 def _kill_leaf(leaf: Path) -> bool:
-    pids = (leaf / "cgroup.procs").read_text().split()
+    """Whether anything was in it. A leaf that somebody removed has nothing in it."""
+    try:
+        pids = (leaf / "cgroup.procs").read_text().split()
+    except OSError:
+        return False
     if not pids:
         return False
     try:
         (leaf / "cgroup.kill").write_text("1")
-    except FileNotFoundError:
+    except OSError:
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(int(pid), signal.SIGKILL)
     return True
 

@@ -57,10 +57,16 @@ def change(path: Path, text: str) -> None:
 
 
 def undo() -> None:
-    """Write back what is noted, the newest first, and forget it."""
+    """Write back what is noted, the newest first, and forget it; what fails stays noted."""
+    failed: list[list[str]] = []
     for path, before in reversed(_noted()):
-        with contextlib.suppress(OSError):
+        try:
             Path(path).write_text(before)
+        except OSError:
+            failed.insert(0, [path, before])
+    if failed:
+        _note(failed)
+        return
     with contextlib.suppress(OSError):
         UNDO.unlink(missing_ok=True)
         UNDO.parent.rmdir()

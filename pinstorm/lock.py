@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from pinstorm.errors import UsageError
 
 _NAME = "pinstorm.lock"
+# Anybody may write in /run/lock: no link is followed.
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @contextmanager
@@ -46,10 +49,14 @@ def _open(path: Path) -> int:
     try:
         # Without O_CREAT first: fs.protected_regular refuses it on another user's file in a
         # sticky directory, to root as well.
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o666)
         os.fchmod(descriptor, 0o666)
-        return descriptor
-    except PermissionError as error:
+    except OSError as error:
         raise UsageError(f"lock file {path} cannot be opened; remove it") from error
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:
+        os.close(descriptor)
+        raise UsageError(f"lock file {path} is not a file of pinstorm's; remove it")
+    return descriptor

@@ -14,12 +14,11 @@ from typing import Any
 import workloads
 from pinstorm.errors import UsageError
 from pinstorm.units import format_bytes, format_pages
-from telemetry import cma, hugepages, kmsg, mountinfo, process_status, thp, zoneinfo
+from telemetry import cma, hugepages, kmsg, mountinfo, process_status, rdma, thp, zoneinfo
 from workloads import libc
 from workloads.memory import HUGE_BYTES
 from workloads.spec import PAGE_BYTES, CallFailed, Case, Need, Surroundings
 
-INFINIBAND = Path("/sys/class/infiniband")
 # File systems whose O_DIRECT goes to a block device through bios or iomap. tmpfs, 9p and overlayfs
 # accept O_DIRECT too, and pin nothing or pin for reasons of their own.
 BLOCK_BACKED = ("ext4", "xfs", "btrfs", "ext3", "ext2", "f2fs")
@@ -48,6 +47,7 @@ class Survey:
     free_huge_bytes: int = 0
     movable_bytes: int = 0
     target_fs: str | None = None
+    driver: str | None = None
 
     def unmet(self, case: Case) -> list[Unmet]:
         """Every need of the case that this machine does not meet; empty when it can run."""
@@ -118,6 +118,7 @@ def survey(
     if (target := directories.get("target")) is not None:
         mount = mountinfo.of_path(target)
         found.target_fs = mount.fs_type if mount is not None else None
+    found.driver = next((entry.driver for entry in rdma.read() if entry.name == chosen), None)
     found.lacking = {Need(unmet.code): unmet for unmet in lacking}
     return found
 
@@ -128,14 +129,10 @@ def default_scratch() -> tuple[Path, ...]:
     return (here,) if os.access(here, os.W_OK) else ()
 
 
-def devices() -> list[str]:
-    """The RDMA devices that this kernel has."""
-    return sorted(entry.name for entry in INFINIBAND.glob("*"))
-
-
 def choose_device(wanted: str | None) -> str | None:
     """The device named, or else the first whose port is active; UsageError when it is not there."""
-    present = devices()
+    devices = rdma.read()
+    present = [entry.name for entry in devices]
     if wanted is not None:
         if wanted not in present:
             there = ", ".join(present) or "none"
@@ -144,15 +141,8 @@ def choose_device(wanted: str | None) -> str | None:
                 "name one that is, or leave --device out"
             )
         return wanted
-    active = [name for name in present if _port_active(name)]
+    active = [entry.name for entry in devices if any(p.state == "ACTIVE" for p in entry.ports)]
     return next(iter(active or present), None)
-
-
-def _port_active(device: str) -> bool:
-    try:
-        return "ACTIVE" in (INFINIBAND / device / "ports/1/state").read_text()
-    except OSError:
-        return False
 
 
 def _page_frames_visible() -> bool:

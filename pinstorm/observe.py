@@ -10,6 +10,7 @@ import contextlib
 import resource
 import select
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from telemetry import maps, process_status, window, zoneinfo
 from telemetry.vmstat import Counters, Snapshot, settle
 from workloads.spec import Case, Surroundings
 
+# vm.stat_interval is rounded to whole seconds and spread over the CPUs.
+_FOLD_INTERVALS = 1.2
 _MIN_NOISE_NS = 2_000_000
 _FIRST_GUESS_NS = 10_000_000
 _GUESS_NS_PER_BYTE = 3
@@ -93,6 +96,8 @@ class Observation:
         self._window_ns: dict[str, int] = {}
         self._cycle_ns = 0
         self._memory_ns = 0
+        self._last: Snapshot | None = None
+        self._drift = 0
         self._orphaned: int | None = None
         self._phases: dict[str, list[int]] = {}
         self._in_call = workloads.workload_spec(case.workload).scope == "call"
@@ -152,9 +157,8 @@ class Observation:
         if not self._prepare(child):
             self._close(child)
             return
-        status = process_status.read(child.pid)
-        if status is not None:
-            self.record["cap_ipc_lock"] = process_status.has_capability(status, "CAP_IPC_LOCK")
+        status = _status(child)
+        self.record["cap_ipc_lock"] = process_status.has_capability(status, "CAP_IPC_LOCK")
         self._acquire(child)
         outcome = self.record["outcome"]
         if outcome in ("ok", "short"):
@@ -193,7 +197,7 @@ class Observation:
         self.record["outcomes"] = {answer["outcome"]: 1}
         self.record["done_bytes"] = answer.get("done_bytes")
         self.record["timing_ns"]["first"] = answer["ns"]
-        self._cycle_ns = answer["ns"]
+        self._cycle_ns = answer["whole_ns"]
         if answer["outcome"] not in ("ok", "short"):
             self.record["failed_call"] = answer["call"]
             self.record["failed_phase"] = "acquire"
@@ -202,12 +206,12 @@ class Observation:
             # Nothing may stay, but it may come back late: a bio's pages, a migration's leftovers.
             self._settle("acquire")
 
-    def _hold(self, child: Child, prepared: process_status.ProcessStatus | None) -> None:
+    def _hold(self, child: Child, prepared: process_status.ProcessStatus) -> None:
         self._phase = "hold"
         began_ns = time.monotonic_ns()
-        held = process_status.read(child.pid)
+        held = _status(child)
         self.record["vmpin_bytes"] = {"held": _grown(prepared, held), "after": None}
-        if held is not None:
+        with _ended_child_noticed():
             self.record["memory_of_child"] = {
                 "vmlck_bytes": held.vmlck_bytes,
                 "vmrss_bytes": held.vmrss_bytes,
@@ -220,7 +224,7 @@ class Observation:
 
     def _release(self, child: Child) -> None:
         answer = self._window(child, "release", self._quiet("release"))
-        self._cycle_ns += answer["ns"]
+        self._cycle_ns += answer["whole_ns"]
         if answer["outcome"] != "ok":
             self.record.update(
                 outcome=answer["outcome"],
@@ -230,11 +234,10 @@ class Observation:
             )
         self._settle("release")
 
-    def _after_release(self, child: Child, prepared: process_status.ProcessStatus | None) -> None:
+    def _after_release(self, child: Child, prepared: process_status.ProcessStatus) -> None:
         if self.record["vmpin_bytes"] is None:
             self.record["vmpin_bytes"] = {"held": None, "after": None}
-        after = process_status.read(child.pid)
-        self.record["vmpin_bytes"]["after"] = _grown(prepared, after)
+        self.record["vmpin_bytes"]["after"] = _grown(prepared, _status(child))
 
     def _cycles(self, child: Child) -> None:
         answer = self._window(child, "cycles", self._quiet("cycles"))
@@ -262,30 +265,54 @@ class Observation:
         began_ns = time.monotonic_ns()
         self._go(child, phase)
         answer = self._receive(child)
+        ended_ns = time.monotonic_ns()
+        if phase != "cycles":
+            self._wait_for_fold()
         after = self._counters.snapshot()
-        self._phases[phase] = [began_ns, after.t_ns]
-        self._expectancy.learn(self._case, phase, after.t_ns - before.t_ns)
-        self._measured(phase, before, after)
+        self._phases[phase] = [began_ns, ended_ns]
+        self._expectancy.learn(self._case, phase, ended_ns - before.t_ns)
+        self._measured(phase, before, after, ended_ns)
         return answer
 
-    def _measured(self, phase: str, before: Snapshot, after: Snapshot) -> None:
+    def _measured(self, phase: str, before: Snapshot, after: Snapshot, ended_ns: int) -> None:
         """Note the window, and how long the noise is to be watched for its sake."""
         self._spans[phase] = before, after
-        elapsed_ns = self._window_ns[phase] = after.t_ns - before.t_ns
+        self._last = after
+        elapsed_ns = self._window_ns[phase] = ended_ns - before.t_ns
         self._noise.owed_ns = elapsed_ns + max(0, elapsed_ns - self._noise.last_ns)
+
+    def _wait_for_fold(self) -> None:
+        """An ordinary user cannot have the counters folded; each CPU does it once an interval."""
+        if not self._counters.refreshes:
+            time.sleep(_FOLD_INTERVALS * self._counters.interval_s)
+            self._deadline_ns += round(_FOLD_INTERVALS * self._counters.interval_s * 1e9)
 
     def _quiet(self, before_phase: str | None) -> Snapshot:
         """Let nothing of ours run, at least as long as the window before and the one to come."""
+        if before_phase == "acquire":
+            self._wait_for_fold()
         wanted_ns = max(self._noise.owed_ns, _MIN_NOISE_NS)
         if before_phase is not None:
             wanted_ns = max(wanted_ns, self._expected_ns(before_phase))
         ambient = window.ambient(self._counters, wanted_ns)
-        self._noise.pages = max(self._noise.pages, ambient.pages or 0)
+        # The child stood still: waiting is not its time, and what moved is not its doing.
+        self._deadline_ns += ambient.elapsed_ns
+        self._noise.pages = max(self._noise.pages, ambient.pages or 0, abs(self._drifted(ambient)))
         if before_phase == "acquire":
             self._noise.before_ns = ambient.elapsed_ns
         self._noise.last_ns = ambient.elapsed_ns
         self._noise.owed_ns = 0
         return ambient.end
+
+    def _drifted(self, ambient: window.Ambient) -> int:
+        """Net pages that others pinned since the last window: a hold can be long."""
+        if self._last is None or None in (self._last.outstanding, ambient.end.outstanding):
+            return 0
+        assert self._last.outstanding is not None
+        assert ambient.end.outstanding is not None
+        drifted = ambient.end.outstanding - self._last.outstanding
+        self._drift += drifted
+        return drifted
 
     def _expected_ns(self, phase: str) -> int:
         """How long the window will be: the cycles' from the observed cycle, else as before."""
@@ -302,12 +329,15 @@ class Observation:
         began = self._start
         if began is None or after.outstanding is None:
             return
-        rested, settle_ns = settle(
-            self._counters, lambda now: now.outstanding == began.outstanding, self._settle_s()
-        )
-        self._measured(phase, before, rested)
+        settle_ns = 0
+        if after.outstanding != began.outstanding:
+            after, settle_ns = settle(
+                self._counters, lambda now: now.outstanding == began.outstanding, self._settle_s()
+            )
+            self._measured(phase, before, after, after.t_ns)
         if phase != "cycles":
-            self.record["timing_ns"]["settle"] = settle_ns
+            times = self.record["timing_ns"]
+            times["settle"] = max(times["settle"] or 0, settle_ns)
 
     def _settle_s(self) -> float:
         return _NOISY_SETTLE_DEADLINE_S if self._noise.pages else _SETTLE_DEADLINE_S
@@ -327,6 +357,9 @@ class Observation:
         except TimeoutError as error:
             raise _DeadlinePassed from error
         if answer is None:
+            raise _ChildEnded
+        if answer["step"] == "broken":
+            self.record["error"] = answer["detail"]
             raise _ChildEnded
         return answer
 
@@ -382,7 +415,7 @@ class Observation:
             return
         finally:
             child.channel.close()
-        if status and not killed:
+        if status and not killed and "error" not in self.record:
             self.record["signal"] = -status if status < 0 else None
             self.record["verdict"] = "crash"
             self.record["reason"] = f"signal-{-status}" if status < 0 else f"exit-{status}"
@@ -397,7 +430,7 @@ class Observation:
             self._settle_s(),
         )
         if rested.outstanding is not None:
-            self._orphaned = rested.outstanding - baseline.outstanding
+            self._orphaned = rested.outstanding - baseline.outstanding - self._drift
 
     def _write_pins(self) -> None:
         deltas = {phase: window.between(*span) for phase, span in self._spans.items()}
@@ -458,6 +491,20 @@ class Observation:
         }
 
 
+@contextlib.contextmanager
+def _ended_child_noticed() -> Iterator[None]:
+    """The files of /proc/PID vanish with the child: killed from outside, out of memory."""
+    try:
+        yield
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise _ChildEnded from error
+
+
+def _status(child: Child) -> process_status.ProcessStatus:
+    with _ended_child_noticed():
+        return process_status.read(child.pid)
+
+
 def _net(delta: window.Delta) -> int:
     assert delta.acquired is not None
     assert delta.released is not None
@@ -468,10 +515,8 @@ def _moves(delta: window.Delta) -> dict[str, int | None]:
     return {"acquired": delta.acquired, "released": delta.released}
 
 
-def _grown(
-    before: process_status.ProcessStatus | None, now: process_status.ProcessStatus | None
-) -> int | None:
+def _grown(before: process_status.ProcessStatus, now: process_status.ProcessStatus) -> int | None:
     """VmPin beyond what *prepare* left: a real device pins its own queues as well."""
-    if before is None or now is None or before.vmpin_bytes is None or now.vmpin_bytes is None:
+    if before.vmpin_bytes is None or now.vmpin_bytes is None:
         return None
     return now.vmpin_bytes - before.vmpin_bytes

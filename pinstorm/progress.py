@@ -99,8 +99,9 @@ class PlainBar:
         tally = self._tally
         words = [f"{self._label}: {tally.done}/{tally.total} cases", tally.verdicts()]
         words.append(format_seconds(tally.elapsed_s))
-        if 0 < tally.done < tally.total:
-            words.append(f"about {format_seconds(tally.eta_s or 0)} left")
+        eta = tally.eta_s
+        if eta is not None and tally.done < tally.total:
+            words.append(f"about {format_seconds(eta)} left")
         self._print(", ".join(word for word in words if word))
         self._told_done, self._told_at = tally.done, time.monotonic()
 
@@ -157,7 +158,8 @@ class Tally:
         self.total = total
         self.done = 0
         self._begun = time.monotonic()
-        self._ends: deque[float] = deque([self._begun], maxlen=ETA_CASES + 1)
+        # The ends of cases alone: before the first there may be a boot.
+        self._ends: deque[float] = deque(maxlen=ETA_CASES + 1)
         self._verdicts: dict[str, int] = {}
 
     def count(self, record: Mapping[str, Any]) -> None:

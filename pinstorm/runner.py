@@ -5,6 +5,7 @@ nothing that is slow to start. What a case is and how it is observed is pinstorm
 """
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,12 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 # Others pin in bursts: a noise interval of milliseconds can lie between two.
 _DOUBT_NS = 500_000_000
+
+# Functions and modules of what the workloads exercise, RDMA drivers by their usual prefixes.
+_OUR_CODE = re.compile(
+    r"gup|pin_user|try_grab|folio_add_pin|io_uring|io_sqe|process_vm|iomap_dio|vmsplice|"
+    r"\b(ib|rdma|uverbs|rxe|siw|mlx[45]|irdma|bnxt_re|efa|hns_roce|qedr|hfi1|erdma|mana_ib)_"
+)
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -164,11 +171,11 @@ class Runner:
             skipped = {"verdict": "skip", "reason": skip[0]["code"], "skip": skip}
             self._finish(planned, skipped, journal)
             return
-        journal.start(planned.seq, case.id, deadline_s=case.deadline_s)
-        self.listener({"start": case.id, "seq": planned.seq, "deadline_s": case.deadline_s})
+        allowed_s = case.deadline_s + case.hold_s
+        journal.start(planned.seq, case.id, deadline_s=allowed_s)
+        self.listener({"start": case.id, "seq": planned.seq, "deadline_s": allowed_s})
         tainted = taint.read()
-        if self.log is not None:
-            self.log.since_last()
+        earlier = self._kernel_reports()
         try:
             with self._interrupts.raised():
                 observation = self._observe(case)
@@ -176,7 +183,7 @@ class Runner:
             journal.interrupted(planned.seq, case.id)
             raise
         record = observation.record
-        record["kmsg"] = self._kernel_lines(record.get("pid"))
+        record["kmsg"] = self._kernel_lines(earlier, record.get("pid"))
         record["taint"] = _new_taint(tainted, taint.read())
         self._finish(planned, record, journal)
 
@@ -202,15 +209,21 @@ class Runner:
             raise
         return observation
 
-    def _kernel_lines(self, pid: int | None) -> list[str]:
-        """The kernel's complaints since the case began; on a host, only the case's own."""
-        if self.log is None:
-            return []
-        lines = self.log.since_last()
-        reports = kmsg.suspicious(lines)
-        if self.identity.lab:
-            return reports
-        return [report for report in reports if _concerns(report, pid)]
+    def _kernel_reports(self) -> list[str] | None:
+        """What the kernel complained of since this was last asked; None where it cannot be read."""
+        return None if self.log is None else kmsg.suspicious(self.log.since_last())
+
+    def _kernel_lines(self, earlier: list[str] | None, pid: int | None) -> list[Any] | None:
+        """The complaints of this case, and as not its own: what came before it began, and on a
+        host those of other subsystems, which are recorded and not judged."""
+        reports = self._kernel_reports()
+        if earlier is None or reports is None:
+            return None
+        others = list(earlier)
+        if not self.identity.lab:
+            others += [report for report in reports if not _concerns(report, pid)]
+        own = [report for report in reports if report not in others]
+        return [*own, *({"text": report, "own": False} for report in others)]
 
     def _finish(self, planned: Planned, observed: Mapping[str, Any], journal: Journal) -> None:
         case = planned.case
@@ -224,6 +237,7 @@ class Runner:
             "params": dict(case.params),
             "uid": os.geteuid(),
             "target_fs": self.survey.target_fs,
+            "driver": self.survey.driver,
             "outcome": None,
             "cause": None,
             "remedy": None,
@@ -249,7 +263,9 @@ class Runner:
         ambient = window.ambient(self.counters, _DOUBT_NS)
         if ambient.pages:
             pins["noise"] = max(pins["noise"], ambient.pages)
-            pins["exact"], pins["flagged"] = False, True
+            pins["exact"] = False
+            moved = max(pins["acquire"]["acquired"], pins["acquire"]["released"])
+            pins["flagged"] = pins["flagged"] or pins["noise"] >= moved
 
 
 def _new_taint(before: int | None, after: int | None) -> int | None:
@@ -259,5 +275,4 @@ def _new_taint(before: int | None, after: int | None) -> int | None:
 
 def _concerns(report: str, pid: int | None) -> bool:
     """On a host other subsystems complain as well: ours names the child or the code it is about."""
-    words = ("gup", "pin_user", "try_grab", "ib_umem", "rxe_", "io_uring", "io_sqe", "process_vm")
-    return (pid is not None and f"PID: {pid} " in report) or any(word in report for word in words)
+    return (pid is not None and f"PID: {pid} " in report) or _OUR_CODE.search(report) is not None

@@ -51,10 +51,7 @@ class Outcome:
 
 def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Listener) -> Outcome:
     """Run the plan and write the bundle. Raises PinstormError; a Ctrl-C is in the outcome."""
-    budget_bytes = options.pin_budget_bytes
-    if budget_bytes is None:
-        budget_bytes = budget.default_bytes()
-    budget.check((planned.case for planned in plan), budget_bytes)
+    check_budget(plan, options)
     with (
         _terminated_as_interrupted(),
         only_run(),
@@ -92,6 +89,14 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
     return outcome
 
 
+def check_budget(plan: Sequence[Planned], options: Options) -> None:
+    """UsageError when a case would pin more than the machine's budget, or the one given."""
+    budget_bytes = options.pin_budget_bytes
+    if budget_bytes is None:
+        budget_bytes = budget.default_bytes()
+    budget.check((planned.case for planned in plan), budget_bytes)
+
+
 def _open(
     suite: Suite, plan: Sequence[Planned], options: Options, path: Path, manifest: dict[str, Any]
 ) -> tuple[Outcome, Journal, list[Planned]]:
@@ -123,7 +128,8 @@ def _open(
 def _broken_off(manifest: Mapping[str, Any], planned: Planned, same_boot: bool) -> dict[str, Any]:
     """The record of a case that was started and never finished; it is not run again.
 
-    On the same boot the run itself was killed; on another the machine went down under the case.
+    On the same boot the run itself was killed; on another the machine went down under the case,
+    and nothing tells whether the kernel did.
     """
     case = planned.case
     return {
@@ -135,7 +141,7 @@ def _broken_off(manifest: Mapping[str, Any], planned: Planned, same_boot: bool) 
         "memory": case.memory,
         "params": dict(case.params),
         "outcome": None,
-        "verdict": "lost" if same_boot else "crash",
+        "verdict": "lost",
         "reason": "run-killed" if same_boot else "machine-rebooted",
     }
 

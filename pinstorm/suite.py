@@ -40,8 +40,6 @@ ACCESS_FLAGS = (
     "REMOTE_READ",
     "REMOTE_ATOMIC",
     "MW_BIND",
-    "ZERO_BASED",
-    "HUGETLB",
     "RELAXED_ORDERING",
 )
 ACCESS_SHORT = {"LOCAL_WRITE|REMOTE_WRITE|REMOTE_READ": "rw", "REMOTE_READ": "ro"}
@@ -93,7 +91,6 @@ class Suite:
     deadline_s: float
     order: Literal["shuffle", "suite"]
     hold_s: float
-    trace: bool
     entries: tuple[Entry, ...]
 
     def to_manifest(self) -> dict[str, Any]:
@@ -155,7 +152,6 @@ def parse(text: str, origin: str) -> Suite:
         deadline_s=run.deadline_s,
         order=run.order,
         hold_s=run.hold,
-        trace=run.trace,
         entries=tuple(_entry(matrix, run) for matrix in file.matrix),
     )
 
@@ -348,7 +344,6 @@ class _Run(_Table):
     deadline_s: _Deadline = 30.0
     order: Literal["shuffle", "suite"] = "shuffle"
     hold: Annotated[float, BeforeValidator(partial(_checked, parse_duration))] = 0.0
-    trace: bool = True
 
 
 class _Exclude(_Table):

@@ -65,10 +65,18 @@ def _read_device(folder: Path) -> Device:
         node_type=_state(folder / "node_type"),
         hca_type=_text(folder / "hca_type"),
         board_id=_text(folder / "board_id"),
-        driver=driver.resolve().name if driver.exists() else None,
+        driver=driver.resolve().name if driver.exists() else _software_driver(folder),
         numa_node=None if numa_node in (None, "-1") else int(numa_node),
         ports=tuple(_read_port(path) for path in ports),
     )
+
+
+def _software_driver(folder: Path) -> str | None:
+    """Soft-RoCE has no device below it, but an attribute ``parent``, its network interface.
+
+    drivers/infiniband/sw/rxe/rxe_verbs.c, parent_show(); siw has none.
+    """
+    return "rxe" if (folder / "parent").exists() else None
 
 
 def _read_port(folder: Path) -> Port:

@@ -94,10 +94,18 @@ def run(channel: Channel, case: Case, around: Surroundings) -> None:
             _await(channel, "close")
     except (RunnerGone, ConnectionError):
         pass
+    except Exception as error:
+        with suppress(ConnectionError):
+            channel.send(step="broken", detail=_named(error))
+        raise
     finally:
         prepared.close()
     with suppress(ConnectionError):
         channel.send(step="closed", errors=prepared.errors)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _await(channel: Channel, *allowed: str) -> dict[str, Any]:
@@ -120,13 +128,13 @@ def _prepare_and_report(channel: Channel, prepared: Prepared) -> bool:
             outcome=errno_name(error.errno),
             detail=error.detail or str(error),
         )
-    except (PrepareFailed, OSError, ValueError) as error:
-        number = getattr(error, "errno", None)
+    except Exception as error:  # whatever a driver's library raises: the record says it
+        number = getattr(error, "errno", None) or getattr(error, "error_code", None)
         channel.send(
             step="unprepared",
             call=None,
             outcome=errno_name(number) if number else None,
-            detail=str(error),
+            detail=str(error) if isinstance(error, PrepareFailed) else _named(error),
         )
     return False
 
@@ -143,10 +151,12 @@ def _observed_cycle(channel: Channel, operation: Operation) -> None:
 
 
 def _attempt(call: Any) -> dict[str, Any]:
+    start_ns = time.monotonic_ns()
     try:
-        return {"outcome": "ok", "ns": call()}
+        return {"outcome": "ok", "ns": call(), "whole_ns": time.monotonic_ns() - start_ns}
     except CallFailed as error:
         return {
+            "whole_ns": time.monotonic_ns() - start_ns,
             "outcome": errno_name(error.errno),
             "ns": error.elapsed_ns,
             "call": error.call,
@@ -158,6 +168,7 @@ def _timed_cycles(prepared: Prepared) -> dict[str, Any]:
     """Warm-up and timed cycles back to back; the garbage collector would show in the times."""
     case, operation = prepared.case, prepared.operation
     fresh = workloads.memory_spec(case.memory).fresh_each_cycle
+    releases = workloads.workload_spec(case.workload).scope == "held"
     acquire_ns: list[int] = []
     release_ns: list[int] = []
     outcomes: Counter[str] = Counter()
@@ -184,7 +195,7 @@ def _timed_cycles(prepared: Prepared) -> dict[str, Any]:
         outcomes[outcome] += 1
         if cycle >= case.warmup:
             acquire_ns.append(took_ns)
-            if gave_back_ns is not None:
+            if gave_back_ns is not None and releases:
                 release_ns.append(gave_back_ns)
     gc.enable()
     return {

@@ -80,7 +80,7 @@ class DirectRead(DirectIO):
     def acquire(self) -> int:
         elapsed_ns = super().acquire()
         if self.done_bytes is None:
-            self._verify()
+            self._verify(elapsed_ns)
         return elapsed_ns
 
     def release(self) -> int:
@@ -93,13 +93,13 @@ class DirectRead(DirectIO):
                 self.region.buffer[start:end] = bytes(end - start)
         return 0
 
-    def _verify(self) -> None:
+    def _verify(self, elapsed_ns: int) -> None:
         size_bytes = self.region.size_bytes
         ranges = [(start, min(start + MIB, size_bytes)) for start in range(0, size_bytes, MIB)]
         for start, end in self._outer_pages() if self._compared_all else ranges:
             if bytes(self.region.buffer[start:end]) != _content(start, end):
                 detail = f"wrong bytes arrived at offset {start} to {end}"
-                raise CallFailed(self._call, errno.EIO, detail)
+                raise CallFailed(self._call, errno.EIO, detail, elapsed_ns)
         self._compared_all = True
 
     def _outer_pages(self) -> list[tuple[int, int]]:

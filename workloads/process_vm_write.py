@@ -18,9 +18,9 @@ CALL_BYTES = libc.UIO_MAXIOV * MIB  # what one call can name
 
 
 def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> "ProcessVmWrite":
-    source = mmap.mmap(-1, MIB)
+    source = mmap.mmap(-1, min(MIB, region.size_bytes))
     owner.release_with("source buffer", source.close)
-    source.write(os.urandom(MIB))
+    source.write(os.urandom(len(source)))
     return ProcessVmWrite(region, source)
 
 
@@ -59,18 +59,18 @@ class ProcessVmWrite:
             if result < size_bytes:  # a refusal behind the first bytes is a short write
                 self.done_bytes = written
                 return elapsed_ns
-        self._verify()
+        self._verify(elapsed_ns)
         return elapsed_ns
 
     def release(self) -> int:
         """Nothing to give back: the pins ended with the call. The next cycle writes other bytes."""
-        self._source[:] = os.urandom(MIB)
+        self._source[:] = os.urandom(len(self._source))
         return 0
 
-    def _verify(self) -> None:
+    def _verify(self, elapsed_ns: int) -> None:
         expected = bytes(self._source)
         for start in range(0, self._region.size_bytes, MIB):
             length = min(MIB, self._region.size_bytes - start)
             if bytes(self._region.buffer[start : start + length]) != expected[:length]:
                 detail = f"other bytes than written within 1 MiB of offset {start}"
-                raise CallFailed("process_vm_writev", errno.EIO, detail)
+                raise CallFailed("process_vm_writev", errno.EIO, detail, elapsed_ns)

@@ -15,7 +15,7 @@ import workloads
 from workloads import memory, verbs
 from workloads.memory import Region
 from workloads.owner import Owner
-from workloads.spec import CallFailed, Case, Surroundings
+from workloads.spec import CallFailed, Case, PrepareFailed, Surroundings
 
 _PATTERN = bytes(range(1, 252))
 
@@ -34,6 +34,11 @@ class RegisterOnDemand:
 
     def aim_at(self, region: Region) -> None:
         self._region = region
+
+    @property
+    def reachable(self) -> bool:
+        """Whether RDMA traffic may touch the region at all."""
+        return bool(self._flags & verbs.access_flags("REMOTE_READ|REMOTE_WRITE"))
 
     def touch_through(self, loopback: verbs.Loopback) -> None:
         """Make the device touch every page with this traffic in each acquire."""
@@ -65,17 +70,17 @@ class RegisterOnDemand:
 
     def _touch(self, loopback: verbs.Loopback, rkey: int) -> int:
         address, size_bytes = self._region.address, self._region.size_bytes
-        writes = self._flags & verbs.access_flags("REMOTE_WRITE")
+        writes = bool(self._flags & verbs.access_flags("REMOTE_WRITE"))
         start_ns = time.monotonic_ns()
         if writes:
             loopback.write(address, size_bytes, rkey)
         else:
             loopback.read(address, size_bytes, rkey)
         elapsed_ns = time.monotonic_ns() - start_ns
-        self._check_bytes(loopback, everything=bool(writes))
+        self._check_bytes(loopback, elapsed_ns, everything=writes)
         return elapsed_ns
 
-    def _check_bytes(self, loopback: verbs.Loopback, everything: bool) -> None:
+    def _check_bytes(self, loopback: verbs.Loopback, elapsed_ns: int, everything: bool) -> None:
         """Each piece written must hold the bounce buffer's bytes; of a read, the last piece."""
         piece = loopback.bounce.size_bytes
         size_bytes = self._region.size_bytes
@@ -83,13 +88,19 @@ class RegisterOnDemand:
         for offset in range(0 if everything else last, size_bytes, piece):
             length = min(piece, size_bytes - offset)
             if self._region.buffer[offset : offset + length] != loopback.bounce.buffer[:length]:
-                raise CallFailed("RDMA traffic", EIO, f"other bytes than sent at offset {offset}")
+                detail = f"other bytes than sent within {length} bytes of offset {offset}"
+                raise CallFailed("RDMA traffic", EIO, detail, elapsed_ns)
 
 
 def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> RegisterOnDemand:
     context, domain = verbs.open_device(around.device, owner)
     operation = RegisterOnDemand(domain, region, verbs.access_flags(case.params["access"]))
     if case.params.get("touch", True):
+        if not operation.reachable:
+            raise PrepareFailed(
+                f"the device cannot touch memory with access {case.params['access']}; "
+                "give REMOTE_READ or REMOTE_WRITE, or touch = false"
+            )
         bounce = memory.prepare(workloads.memory_spec("anon"), verbs.BOUNCE_BYTES, around, owner)
         bounce.buffer[:] = (_PATTERN * (len(bounce.buffer) // len(_PATTERN) + 1))[
             : len(bounce.buffer)

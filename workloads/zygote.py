@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import psutil
@@ -28,6 +29,10 @@ from workloads.spec import Case, Surroundings
 # Code that a child runs inside a window: its text must be in memory before the first fork, because
 # a page of it read from a 9p root is pinned, and counted, by 9p itself.
 _MEASURED_TEXT = ("ibverbs", "rdmav", "pyverbs", "libc.so", "libnl", "python", "_ctypes", "libffi")
+
+
+# What is stuck in the kernel by then dies when it comes out.
+_END_DEADLINE_S = 10.0
 
 
 def main() -> None:
@@ -115,11 +120,13 @@ def _serve(channel: Channel, spawn: dict[str, Any], descriptor: int) -> None:
 def _end_with_all(*_: object) -> None:
     """The runner is gone: kill all that hangs below us, sessions of its own included."""
     me = psutil.Process()
-    while descendants := me.children(recursive=True):
+    deadline = time.monotonic() + _END_DEADLINE_S
+    while (descendants := me.children(recursive=True)) and time.monotonic() < deadline:
         for process in descendants:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         _reap_orphans()
+        time.sleep(0.01)
     os._exit(1)
 
 

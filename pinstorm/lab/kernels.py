@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import functools
 import lzma
+import os
 import re
 import shutil
 import struct
@@ -258,8 +259,11 @@ def module_closure(modules_dep: str, names: Iterable[str]) -> list[str]:
 
 
 def _run(*command: str) -> None:
+    # depmod is in sbin, which an ordinary user's PATH lacks on Debian
+    path = os.environ.get("PATH", "/usr/bin:/bin")
+    environment = {**os.environ, "PATH": f"{path}:/usr/sbin:/sbin"}
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     except FileNotFoundError as error:
         raise UsageError(f"{command[0]} is not installed: run scripts/setup") from error
     except subprocess.CalledProcessError as error:

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import workloads
-from pinstorm import __version__, bundle, host, journal
+from pinstorm import __version__, budget, bundle, host, journal
 from pinstorm.errors import ExitCode, Interrupted
 from pinstorm.journal import Journal
 from pinstorm.lab import accel, boot, kernels
 from pinstorm.lab.kernels import Kernel
-from pinstorm.lab.shape import PLAIN, SHAPES, Shape, shapes_for
+from pinstorm.lab.shape import MEMORY_MIB, PLAIN, SHAPES, Shape, shapes_for
+from pinstorm.outcome import exit_code
 from pinstorm.schema import SCHEMA_VERSION
 from pinstorm.suite import Suite
-from telemetry import packages
-from workloads.spec import Planned
+from telemetry import kernel_config, packages
+from workloads.spec import MIB, Planned
 
 Listener = Callable[[dict[str, Any]], None]
 Note = Callable[[str], None]
@@ -61,8 +62,9 @@ class _Run:
     include: Sequence[str]
     boots: list[dict[str, Any]] = field(default_factory=list)
     seen_bytes: int = 0
-    # Where the console of the boot at hand begins: an older boot's panic is not this one's.
+    # Where the console of the case at hand begins: what came before is not its panic.
     console_bytes: int = 0
+    console_seen_bytes: int = 0
 
     @property
     def journal_path(self) -> Path:
@@ -73,10 +75,15 @@ class _Run:
         return self.path / "console.log"
 
 
-def resolve_kernels(names: Sequence[str]) -> list[Kernel]:
+def resolve_kernels(names: Sequence[str], note: Note = lambda text: None) -> list[Kernel]:
     """The kernels of those names, fetched where the cache lacks them; each release once."""
-    found = {kernel.release: kernel for kernel in map(kernels.resolve, kernels.expand(list(names)))}
-    return list(found.values())
+    found = [kernels.resolve(name, note=note) for name in kernels.expand(list(names))]
+    return list({kernel.release: kernel for kernel in found}.values())
+
+
+def check_budget(plan: Sequence[Planned]) -> None:
+    """UsageError when a case would pin more than a quarter of a guest's memory."""
+    budget.check((planned.case for planned in plan), MEMORY_MIB * MIB // 4)
 
 
 def make_parent(out: Path | None, suite_name: str) -> Path:
@@ -122,8 +129,6 @@ def shell(kernel: Kernel) -> int:
 
 
 def index_entry(done: Done) -> dict[str, Any]:
-    from pinstorm.cli import exit_code
-
     verdicts: dict[str, int] = {}
     for record in done.records:
         verdicts[record["verdict"]] = verdicts.get(record["verdict"], 0) + 1
@@ -134,9 +139,6 @@ def index_entry(done: Done) -> dict[str, Any]:
         "exit_code": int(code),
         "verdicts": verdicts,
     }
-
-
-write_index = bundle.write_index
 
 
 def interrupted(done: Done) -> Interrupted:
@@ -181,7 +183,7 @@ def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
     job, report = run.path / f".job-{number}.json", run.path / f".boot-{number}.json"
     bundle.write_json(job, _job(run, shape, todo, report))
     began_s = time.monotonic()
-    run.console_bytes = run.console_path.stat().st_size if run.console_path.exists() else 0
+    run.console_bytes = run.console_seen_bytes = _size(run.console_path)
     # The host's module path, spelled out: what site and its .pth files do takes 2 s in a guest.
     command = [sys.executable, "-S", "-m", "pinstorm.lab.guest", str(job)]
     environment = {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])}
@@ -246,8 +248,16 @@ def _watch(run: _Run, guest: boot.Guest) -> int | None:
 def _new_lines(run: _Run) -> list[dict[str, Any]]:
     lines, run.seen_bytes = journal.tail(run.journal_path, run.seen_bytes)
     for line in lines:
+        if "verdict" in line:
+            # What the console showed before the last look belongs to cases that have ended.
+            run.console_bytes = run.console_seen_bytes
         run.listener(line)
+    run.console_seen_bytes = _size(run.console_path)
     return lines
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _close_unfinished(run: _Run, cases: Sequence[Planned]) -> None:
@@ -344,8 +354,14 @@ def _manifest(run: _Run, only: str | None) -> dict[str, Any]:
         "selftest": first.get("selftest"),
         "device": first.get("device"),
         "boots": boots,
-        "kernel": {"release": run.kernel.release},
         **fingerprint,
+        "kernel": {
+            "release": run.kernel.release,
+            **fingerprint.get("kernel", {}),
+            "config": kernel_config.relevant(
+                {f"CONFIG_{name}": value for name, value in run.kernel.config().items()}
+            ),
+        },
         # The guest's user space is this machine's.
         "packages": packages.versions(),
     }

@@ -385,5 +385,6 @@ def test_rejudging_leaves_the_records_alone() -> None:
 
 def test_the_device_names_the_driver() -> None:
     assert verdict.machine_of(record()).driver == "rxe"
-    assert verdict.machine_of(record(device="mlx5_0")).driver == "mlx5"
+    assert verdict.machine_of(record(device="mlx5_0", driver="mlx5_core")).driver == "mlx5_core"
+    assert verdict.machine_of(record(device="mlx5_0")).driver is None
     assert verdict.machine_of(record(device=None)).driver is None
