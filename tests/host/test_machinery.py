@@ -655,8 +655,12 @@ name = "quick"
 repeat = 3
 [[matrix]]
 workload = ["dio-read", "io-uring-register", "process-vm-write"]
-memory = ["anon", "memfd"]
-size = ["64KiB", "4MiB"]
+memory = "anon"
+size = "4MiB"
+[[matrix]]
+workload = "process-vm-write"
+memory = "memfd"
+size = "64KiB"
 """
 
 
@@ -674,7 +678,7 @@ def test_ordinary_user(tmp_path: Path, dio_scratch: Path) -> None:
             cwd=work,
         )
         records = [json.loads(line) for line in done.stdout.splitlines()]
-        assert (done.returncode, len(records)) == (0, 12), done.stderr
+        assert (done.returncode, len(records)) == (0, 4), done.stderr
         for record in records:
             if record["verdict"] == "skip":
                 continue
@@ -685,6 +689,9 @@ def test_ordinary_user(tmp_path: Path, dio_scratch: Path) -> None:
                 continue
             assert pins["exact"] is False
             assert pins["bound"] > 0
+            # A pass that could not have failed says so.
+            hollow = pins["net_bound"] + pins["noise"] >= pages
+            assert record["reason"] in (("inexact", "noisy-window") if hollow else (None,))
             truth = pages if record["workload"] == "io-uring-register" else 0
             assert abs(pins["held"] - truth) <= pins["bound"] + pins["noise"]
             assert abs(pins["acquire"]["acquired"] - pages) <= pins["bound"] + pins["noise"]
