@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import workloads
+from pinstorm import figures
 from pinstorm.containment import Containment
 from pinstorm.spawn import Child, Zygote, ZygoteDied
 from telemetry import maps, process_status, window, zoneinfo
@@ -71,6 +72,11 @@ class _Noise:
     before_ns: int = 0
     last_ns: int = 0
     owed_ns: int = 0
+
+    @property
+    def intervals_ns(self) -> list[int]:
+        """The interval before the first window, and the one after the last."""
+        return [self.before_ns, self.last_ns]
 
 
 class Observation:
@@ -434,61 +440,16 @@ class Observation:
 
     def _write_pins(self) -> None:
         deltas = {phase: window.between(*span) for phase, span in self._spans.items()}
-        acquire, release = deltas.get("acquire"), deltas.get("release")
-        if acquire is None:
-            if self._orphaned is not None:
-                self.record["pins"] = self._pins_of_unmeasured()
-            return
-        self.record["migrate"] = {"success": acquire.migrate_success, "fail": acquire.migrate_fail}
-        before, after = self._spans["acquire"]
-        if before.free_cma_pages is not None:
-            self.record["cma"] = {
-                "free_pages_before": before.free_cma_pages,
-                "free_pages_after": after.free_cma_pages,
-            }
-        if acquire.acquired is None or acquire.released is None:
-            return
+        acquire = deltas.get("acquire")
+        if acquire is not None:
+            migrated = {"success": acquire.migrate_success, "fail": acquire.migrate_fail}
+            self.record["migrate"] = migrated
+            self.record["cma"] = figures.free_cma(*self._spans["acquire"])
+        quality = figures.quality(self._counters, self._noise.pages, self._noise.intervals_ns)
         failed = self.record["outcome"] not in ("ok", "short")
-        held = acquire.acquired - acquire.released
-        leaked = held + (_net(release) if release is not None else 0)
-        moved = max(acquire.acquired, acquire.released)
-        noise = self._noise.pages
-        refreshed = self._counters.refreshes
-        self.record["pins"] = {
-            "exact": refreshed and noise == 0,
-            "refreshed": refreshed,
-            "bound": self._counters.bound_pages,
-            "net_bound": self._counters.held_bound_pages,
-            "noise": noise,
-            "flagged": noise > 0 and noise >= moved,
-            "acquire": _moves(acquire),
-            "release": _moves(release) if release is not None else None,
-            "held": held,
-            # Without a release the case refused: whatever is still there was never given back.
-            "leaked": leaked if release is not None or failed else None,
-            "orphaned": self._orphaned,
-            "cycles": _moves(deltas["cycles"]) if "cycles" in deltas else None,
-            "per_node": {str(node): list(pair) for node, pair in acquire.per_node.items()},
-            "window_ns": dict(self._window_ns),
-            "noise_ns": [self._noise.before_ns, self._noise.last_ns],
-        }
-
-    def _pins_of_unmeasured(self) -> dict[str, Any]:
-        """A case that ended before its first window can still have left pins behind."""
-        missing = dict.fromkeys(("acquire", "release", "held", "leaked", "cycles"))
-        return {
-            "exact": self._counters.refreshes and self._noise.pages == 0,
-            "refreshed": self._counters.refreshes,
-            "bound": self._counters.bound_pages,
-            "net_bound": self._counters.held_bound_pages,
-            "noise": self._noise.pages,
-            "flagged": False,
-            **missing,
-            "orphaned": self._orphaned,
-            "per_node": {},
-            "window_ns": {},
-            "noise_ns": [self._noise.before_ns, self._noise.last_ns],
-        }
+        self.record["pins"] = figures.pins(
+            deltas, self._window_ns, self._orphaned, quality, refused=failed
+        )
 
 
 @contextlib.contextmanager
@@ -503,16 +464,6 @@ def _ended_child_noticed() -> Iterator[None]:
 def _status(child: Child) -> process_status.ProcessStatus:
     with _ended_child_noticed():
         return process_status.read(child.pid)
-
-
-def _net(delta: window.Delta) -> int:
-    assert delta.acquired is not None
-    assert delta.released is not None
-    return delta.acquired - delta.released
-
-
-def _moves(delta: window.Delta) -> dict[str, int | None]:
-    return {"acquired": delta.acquired, "released": delta.released}
 
 
 def _grown(before: process_status.ProcessStatus, now: process_status.ProcessStatus) -> int | None:

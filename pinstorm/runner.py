@@ -226,19 +226,12 @@ class Runner:
         return [*own, *({"text": report, "own": False} for report in others)]
 
     def _finish(self, planned: Planned, observed: Mapping[str, Any], journal: Journal) -> None:
-        case = planned.case
         record = {
             **self.identity.fields(),
-            "seq": planned.seq,
-            "round": planned.round,
-            "case": case.id,
-            "workload": case.workload,
-            "memory": case.memory,
-            "params": dict(case.params),
+            **planned.record_fields(),
             "uid": os.geteuid(),
             "target_fs": self.survey.target_fs,
             "driver": self.survey.driver,
-            "outcome": None,
             "cause": None,
             "remedy": None,
             "gup_calls": None,

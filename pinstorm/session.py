@@ -131,16 +131,9 @@ def _broken_off(manifest: Mapping[str, Any], planned: Planned, same_boot: bool) 
     On the same boot the run itself was killed; on another the machine went down under the case,
     and nothing tells whether the kernel did.
     """
-    case = planned.case
     return {
         **manifest["identity"],
-        "seq": planned.seq,
-        "round": planned.round,
-        "case": case.id,
-        "workload": case.workload,
-        "memory": case.memory,
-        "params": dict(case.params),
-        "outcome": None,
+        **planned.record_fields(),
         "verdict": "lost",
         "reason": "run-killed" if same_boot else "machine-rebooted",
     }

@@ -8,32 +8,20 @@ device's page faults go through hmm_range_fault() and an MMU notifier.
 import time
 from errno import EIO
 
-from pyverbs.mr import MR
-from pyverbs.pd import PD
-
 import workloads
 from workloads import memory, verbs
 from workloads.memory import Region
 from workloads.owner import Owner
+from workloads.rdma_register import Register
 from workloads.spec import CallFailed, Case, PrepareFailed, Surroundings
 
 _PATTERN = bytes(range(1, 252))
 
 
-class RegisterOnDemand:
+class RegisterOnDemand(Register):
     """Register on demand, let the device fault every page in, check the bytes, deregister."""
 
-    done_bytes: int | None = None
-
-    def __init__(self, domain: PD, region: Region, flags: int):
-        self._domain = domain
-        self.aim_at(region)
-        self._flags = flags
-        self._registered: MR | None = None
-        self._loopback: verbs.Loopback | None = None
-
-    def aim_at(self, region: Region) -> None:
-        self._region = region
+    _loopback: verbs.Loopback | None = None
 
     @property
     def reachable(self) -> bool:
@@ -57,16 +45,6 @@ class RegisterOnDemand:
         except CallFailed:
             self.close()
             raise
-
-    def release(self) -> int:
-        assert self._registered is not None
-        elapsed_ns = verbs.deregister(self._registered)
-        self._registered = None
-        return elapsed_ns
-
-    def close(self) -> None:
-        if self._registered is not None:
-            self.release()
 
     def _touch(self, loopback: verbs.Loopback, rkey: int) -> int:
         address, size_bytes = self._region.address, self._region.size_bytes

@@ -94,6 +94,18 @@ class Planned:
     def to_json(self) -> dict[str, Any]:
         return {"seq": self.seq, "round": self.round, "case": self.case.to_json()}
 
+    def record_fields(self) -> dict[str, Any]:
+        """What every record of this case says, however the case ended."""
+        return {
+            "seq": self.seq,
+            "round": self.round,
+            "case": self.case.id,
+            "workload": self.case.workload,
+            "memory": self.case.memory,
+            "params": dict(self.case.params),
+            "outcome": None,
+        }
+
     @classmethod
     def from_json(cls, message: Mapping[str, Any]) -> "Planned":
         return cls(message["seq"], message["round"], Case.from_json(message["case"]))

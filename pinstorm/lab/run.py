@@ -23,7 +23,7 @@ from pinstorm.lab import accel, boot, kernels
 from pinstorm.lab.kernels import Kernel
 from pinstorm.lab.shape import MEMORY_MIB, PLAIN, SHAPES, Shape, shapes_for
 from pinstorm.outcome import exit_code
-from pinstorm.schema import SCHEMA_VERSION
+from pinstorm.runner import Identity
 from pinstorm.suite import Suite
 from telemetry import kernel_config, packages
 from workloads.spec import MIB, Planned
@@ -288,22 +288,19 @@ def _give_up(run: _Run, cases: Sequence[Planned]) -> None:
 def _ended_by_host(
     run: _Run, planned: Planned, verdict: str, reason: str, console: Sequence[str]
 ) -> dict[str, Any]:
-    case = planned.case
+    boot_report = run.boots[-1] if run.boots else {}
+    identity = Identity(
+        run=run.path.parent.name,
+        boot=boot_report.get("boot", ""),
+        accel=run.accelerator.name,
+        host=platform.node(),
+        kernel=run.kernel.release,
+        kernel_version="",
+        device=boot_report.get("device"),
+    )
     return {
-        "schema": SCHEMA_VERSION,
-        "run": run.path.parent.name,
-        "boot": run.boots[-1].get("boot", "") if run.boots else "",
-        "accel": run.accelerator.name,
-        "host": platform.node(),
-        "kernel": run.kernel.release,
-        "device": run.boots[-1].get("device") if run.boots else None,
-        "seq": planned.seq,
-        "round": planned.round,
-        "case": case.id,
-        "workload": case.workload,
-        "memory": case.memory,
-        "params": dict(case.params),
-        "outcome": None,
+        **identity.fields(),
+        **planned.record_fields(),
         "verdict": verdict,
         "reason": reason,
         "kmsg": list(console),
