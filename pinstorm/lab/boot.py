@@ -78,7 +78,10 @@ mkdir -p /run/pinstorm/root /run/pinstorm/share /run/pinstorm/tmp
 if mount -t 9p -o {options} {tag} /run/pinstorm/root; then
     mount --bind /run/pinstorm/root/usr /usr
     {keep_share}
-    for directory in {cached}; do mount --bind "/run/pinstorm/root$directory" "$directory"; done
+    for directory in {cached}; do
+        mkdir -p "$directory"
+        mount --bind "/run/pinstorm/root$directory" "$directory"
+    done
     {give_share}
 fi
 echo {control}/command/modprobe > /proc/sys/kernel/modprobe
@@ -351,8 +354,7 @@ def _cached_directories() -> list[Path]:
     found: list[Path] = []
     for path in sorted({Path(__file__).resolve().parents[2], Path(sys.prefix).resolve()}):
         covered = any(path.is_relative_to(other) for other in (Path("/usr"), *found))
-        hidden = any(path.is_relative_to(other) for other in _HIDDEN)
-        if not covered and not hidden and path != Path("/"):
+        if not covered and path != Path("/"):
             found.append(path)
     return found
 
