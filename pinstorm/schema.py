@@ -37,7 +37,7 @@ COLUMNS = (
     Column("schema", "Int64", "", "run", "version of the record's form"),
     Column("run", "String", "", "run", "name of the run, the same in every boot of it"),
     Column("boot", "String", "", "run", "boot id of the kernel that ran the case"),
-    Column("accel", "String", "", "run", "none on a host, kvm or tcg in the lab"),
+    Column("accel", "String", "", "run", "host, or in the lab kvm or tcg"),
     Column("host", "String", "", "run", "host name"),
     Column("kernel", "String", "", "run", "kernel release"),
     Column("device", "String", "", "run", "RDMA device"),
@@ -52,7 +52,7 @@ COLUMNS = (
     Column("uid", "Int64", "", "process", "user the case ran as"),
     Column("pid", "Int64", "", "process", "process the case ran in"),
     Column("verdict", "String", "", "case", "pass, fail, skip, crash, timeout or lost"),
-    Column("reason", "String", "", "case", "why the verdict is not pass"),
+    Column("reason", "String", "", "case", "why not pass, or what a pass does not prove"),
     Column("outcome", "String", "", "case", "ok, short or the name of an errno"),
     Column("failed_call", "String", "", "call", "the call the kernel refused"),
     Column("failed_phase", "String", "", "call", "the phase that call was in"),
@@ -75,7 +75,14 @@ COLUMNS = (
     Column(
         "folio_orders", "Json", "pages", "process", "pages by folio order", "placement.folio_orders"
     ),
-    Column("pins_exact", "Boolean", "", "machine", "counters were folded", "pins.exact"),
+    Column(
+        "pins_exact",
+        "Boolean",
+        "",
+        "machine",
+        "counters folded, no noise",
+        "pins.exact",
+    ),
     Column("pins_bound", "Int64", "pages", "machine", "error of each pin figure", "pins.bound"),
     Column("pins_noise", "Int64", "pages", "machine", "pins by others nearby", "pins.noise"),
     Column("pins_flagged", "Boolean", "", "machine", "noise reaches the signal", "pins.flagged"),

@@ -210,16 +210,16 @@ def _verdict(line: Line) -> str:
     return str(line.last["verdict"]) + (f" x{count}" if count > 1 else "")
 
 
-def _pages(path: str) -> Callable[[Line], str]:
-    """A pin figure; one that is not exact carries its error bound."""
+def _pages(path: str, bound: str = "bound") -> Callable[[Line], str]:
+    """A pin figure; one that is not exact carries its error bound, two counters' a larger one."""
 
     def cell(line: Line) -> str:
         figure = _at(line.last, path)
         if figure is None:
             return MISSING
         pins = line.last.get("pins") or {}
-        inexact = pins.get("exact") is False and pins.get("bound")
-        return f"{figure}±{pins['bound']}" if inexact else str(figure)
+        off_by = pins.get(bound, pins.get("bound"))
+        return f"{figure}±{off_by}" if pins.get("exact") is False and off_by else str(figure)
 
     return cell
 
@@ -294,8 +294,8 @@ _CASE = Field("case", lambda line: str(line.last["case"]), left=True)
 _VERDICT = Field("verdict", _verdict, left=True)
 _OUTCOME = Field("outcome", _figure("outcome"), left=True)
 _ACQUIRED = Field("acquired\npages", _pages("pins.acquire.acquired"))
-_HELD = Field("held\npages", _pages("pins.held"))
-_LEAKED = Field("leaked\npages", _pages("pins.leaked"))
+_HELD = Field("held\npages", _pages("pins.held", "net_bound"))
+_LEAKED = Field("leaked\npages", _pages("pins.leaked", "net_bound"))
 _VMPIN = Field("VmPin\nKiB", _kib("vmpin_bytes.held"))
 _MEDIAN = Field("acquire\nmedian us", _median_us("acquire"))
 
