@@ -1,11 +1,10 @@
 """What the guest is given before its cases run: an RDMA device, DAX, scratch, huge pages, CMA.
 
-Runs in the guest, as root, with the standard library alone. Every piece fails by itself and says
+Runs in the guest, as root, and imports nothing slow. Every piece fails by itself and says
 why; the cases that need it are skipped with that reason. Pieces do not wait for each other.
 """
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,11 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from telemetry import hugepages as huge
+from telemetry import meminfo, mountinfo, zoneinfo
+
 RUN = Path("/run/pinstorm")
 DEVICE = "rxe0"
 _INTERFACE = "dummy0"
 _ADDRESS = "192.0.2.1/24"  # TEST-NET-1, RFC 5737: routed nowhere
 _MTU_BYTES = 9000
+_HUGE_BYTES = 2 << 20
 # Made by the guest's entry when the modules of the shape have been tried; see pinstorm.lab.boot.
 MODULES_LOADED = RUN / "modules-loaded"
 COMMAND_DEADLINE_S = 60.0
@@ -110,10 +113,10 @@ def pmem_dax() -> str:
     device = Path("/dev/pmem0")
     _wait_for(device.exists, f"{device} did not appear (kernel option memmap=512M!4G?)")
     directory = _make_ext4(device, RUN / "dax", "dax")
-    options = mount_options(Path("/proc/self/mountinfo").read_text(), str(directory))
+    mount = mountinfo.of_path(directory)
     # a kernel that cannot do DAX mounts without it and only says so in the log
-    if not {"dax", "dax=always"} & set(options):
-        raise SetupError(f"{directory} is mounted without dax (options {','.join(options)})")
+    if mount is None or not mountinfo.is_dax(mount):
+        raise SetupError(f"{directory} is mounted without dax")
     return f"{device} on {directory}, ext4, dax"
 
 
@@ -129,21 +132,20 @@ def scratch_ext4() -> str:
 
 def hugepages() -> str:
     """A pool of 2 MiB pages; the kernel option hugepages= made it, else it is asked for here."""
-    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
-    if int((pool / "nr_hugepages").read_text()) == 0:
-        (pool / "nr_hugepages").write_text("64")
-    pages = int((pool / "free_hugepages").read_text())
-    if pages == 0:
+    pool = huge.read().get(_HUGE_BYTES)
+    if pool is not None and not pool.total:
+        huge.pool_size_file(_HUGE_BYTES).write_text("64")
+        pool = huge.read().get(_HUGE_BYTES)
+    if pool is None or not pool.free:
         raise SetupError("the kernel gave no 2 MiB pages (nr_hugepages stays 0)")
-    return f"{pages} free pages of 2 MiB"
+    return f"{pool.free} free pages of 2 MiB"
 
 
 def movable() -> str:
     """Memory that a long-term pin must leave: a CMA area, or a ZONE_MOVABLE that has pages."""
-    cma_kib = re.search(r"^CmaTotal: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    if cma_kib and int(cma_kib[1]):
-        return f"CMA of {int(cma_kib[1]) >> 10} MiB"
-    pages = zone_present_pages(Path("/proc/zoneinfo").read_text(), "Movable")
+    if cma_bytes := meminfo.read().cma_total_bytes:
+        return f"CMA of {cma_bytes >> 20} MiB"
+    pages = sum(zone.present_pages or 0 for zone in zoneinfo.read() if zone.name == "Movable")
     if not pages:
         raise SetupError("neither a CMA area nor a ZONE_MOVABLE with pages (cma=, kernelcore=)")
     return f"ZONE_MOVABLE of {pages >> 8} MiB"
@@ -151,9 +153,8 @@ def movable() -> str:
 
 def tracing() -> str:
     """tracefs and debugfs where tools look for them, and a kernel log that anyone may read."""
-    mounts = Path("/proc/self/mountinfo").read_text()
     for kind, directory in (("debugfs", "/sys/kernel/debug"), ("tracefs", "/sys/kernel/tracing")):
-        if not mount_options(mounts, directory):
+        if not mountinfo.of_type(kind):
             _run("mount", "-t", kind, kind, directory)
     Path("/proc/sys/kernel/dmesg_restrict").write_text("0")
     return "tracefs, debugfs"
@@ -167,30 +168,6 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "scratch-ext4": scratch_ext4,
     "movable": movable,
 }
-
-
-def mount_options(mountinfo: str, directory: str) -> list[str]:
-    """The options of what is mounted last at ``directory``, its own and the file system's.
-
-    Empty when nothing is mounted there. See Documentation/filesystems/proc.rst, mountinfo.
-    """
-    options: list[str] = []
-    for line in mountinfo.splitlines():
-        own, _, file_system = line.partition(" - ")
-        fields = own.split()
-        if len(fields) > 5 and fields[4] == directory:
-            options = fields[5].split(",") + file_system.split()[-1].split(",")
-    return options
-
-
-def zone_present_pages(zoneinfo: str, zone: str) -> int:
-    """Pages present in the zones of that name over all nodes."""
-    total = 0
-    for block in re.split(r"^(?=Node)", zoneinfo, flags=re.MULTILINE):
-        if re.match(rf"Node \d+, zone +{zone}\b", block):
-            present = re.search(r"^ +present +(\d+)", block, re.MULTILINE)
-            total += int(present[1]) if present else 0
-    return total
 
 
 def _make_ext4(device: Path, directory: Path, options: str) -> Path:

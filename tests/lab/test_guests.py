@@ -16,6 +16,7 @@ import pytest
 
 import workloads
 from pinstorm import bundle, suite
+from pinstorm import journal as journal_module
 from pinstorm.lab import run as lab
 from pinstorm.lab.kernels import Kernel
 from pinstorm.lab.shape import PMEM_OPTION, Shape, shapes_for
@@ -132,8 +133,11 @@ def test_boot_lost_twice_is_told_and_ends(
     assert lab.index_entry(done)["exit_code"] == 3
 
 
-def test_interrupted_run_leaves_a_valid_bundle_and_no_guest(lab_tmp: Path) -> None:
-    """Ctrl-C in mid-case, through the console script."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_run_that_is_ended_leaves_a_bundle_and_no_guest(
+    number: signal.Signals, lab_tmp: Path
+) -> None:
+    """Ctrl-C and kill -9 in mid-case, through the console script."""
     out = lab_tmp / "out"
     command = [sys.executable, "-m", "pinstorm", "lab", "run", "quick", "--out", str(out)]
     command += ["--only", "rdma-register/anon/rw/*", "--hold", "60s"]
@@ -146,14 +150,17 @@ def test_interrupted_run_leaves_a_valid_bundle_and_no_guest(lab_tmp: Path) -> No
             for child in psutil.Process(process.pid).children(recursive=True)
             if child.name().startswith("qemu-system")
         ]
-        os.killpg(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert guests
     wait_for(lambda: not any(map(alive, guests)), 10)
+    if number == signal.SIGKILL:
+        assert len(journal_module.read(journal).started) == 1
+        return
+    assert process.returncode == 130, errors
     opened = bundle.open_bundle(journal.parent)
     assert opened.contents.interrupted
     assert (journal.parent / "cases.parquet").exists()
