@@ -17,7 +17,7 @@ from pinstorm.units import format_bytes, format_pages
 from telemetry import cma, hugepages, kmsg, mountinfo, process_status, rdma, thp, zoneinfo
 from workloads import libc
 from workloads.memory import HUGE_BYTES
-from workloads.spec import PAGE_BYTES, CallFailed, Case, Need, Surroundings
+from workloads.spec import PAGE_BYTES, CallFailed, Case, MemorySpec, Need, Surroundings
 
 # File systems whose O_DIRECT goes to a block device through bios or iomap. tmpfs, 9p and overlayfs
 # accept O_DIRECT too, and pin nothing or pin for reasons of their own.
@@ -54,12 +54,19 @@ class Survey:
         memory = workloads.memory_spec(case.memory)
         wanted = dict.fromkeys(workloads.workload_spec(case.workload).needs + memory.needs)
         found = [self.lacking[need] for need in wanted if need in self.lacking]
+        if self._must_evacuate(memory) and Need.IO_URING not in wanted:
+            found += [self.lacking[need] for need in (Need.IO_URING,) if need in self.lacking]
         mapped_bytes = memory.mapped_bytes(case.size_bytes)
         if Need.HUGETLB_2M in wanted and Need.HUGETLB_2M not in self.lacking:
             found += self._huge_shortage(mapped_bytes)
         if Need.MOVABLE in wanted and Need.MOVABLE not in self.lacking:
             found += self._movable_shortage(mapped_bytes)
         return found
+
+    def _must_evacuate(self, memory: MemorySpec) -> bool:
+        """Plain memory may lie in CMA or ZONE_MOVABLE, and io_uring's long-term pin moves it out."""
+        plain = memory.backing in ("anon", "shmem", "hugetlb") and not memory.movable
+        return plain and memory.touched and bool(self.movable_bytes)
 
     def _huge_shortage(self, wanted_bytes: int) -> list[Unmet]:
         if wanted_bytes <= self.free_huge_bytes:

@@ -107,7 +107,10 @@ class Loopback:
     """A reliable queue pair connected to itself, with a bounce buffer that is an MR of its own.
 
     The bounce buffer is registered, pinned and filled here, before any window opens.
+    ``splits_pages``: packets are smaller than a page, so that some begin inside one.
     """
+
+    splits_pages = False
 
     def __init__(self, context: Context, domain: PD, bounce: Region, owner: Owner):
         self.bounce = bounce
@@ -181,6 +184,7 @@ class Loopback:
         else:
             attributes.ah_attr = AHAttr(dlid=port.lid, port_num=_PORT)
         attributes.path_mtu = port.active_mtu
+        self.splits_pages = port.active_mtu < e.IBV_MTU_4096
         attributes.dest_qp_num = self._pair.qp_num
         attributes.max_rd_atomic = attributes.max_dest_rd_atomic = 1
         attributes.min_rnr_timer, attributes.timeout = 12, 14

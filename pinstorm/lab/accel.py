@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,8 +33,11 @@ class Accel:
     reason: str | None = None
 
 
-def accelerator(kernel: Kernel) -> Accel:
-    """What guests run under here; boots ``kernel`` once to find out, and remembers."""
+def accelerator(kernel: Kernel, note: Callable[[str], None] = lambda text: None) -> Accel:
+    """What guests run under here; boots ``kernel`` once to find out, and remembers.
+
+    ``note`` is told before that, which takes up to ten seconds.
+    """
     version = qemu_version()
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accel("tcg", version, "/dev/kvm is missing or cannot be opened")
@@ -42,6 +46,7 @@ def accelerator(kernel: Kernel) -> Accel:
     with cache.locked(known):
         entry = cache.read_json(known)
         if {name: entry.get(name) for name in key} != key:
+            note("trying whether KVM boots a guest here")
             entry = {**key, "reason": why_kvm_fails(kernel)}
             cache.write_json(known, entry)
     reason = entry.get("reason")

@@ -103,7 +103,7 @@ def run_kernel(
 ) -> Done:
     """Run the plan on one kernel into PARENT/RELEASE. A Ctrl-C is in what is returned."""
     path = bundle.create(parent / kernel.release)
-    run = _Run(suite, kernel, path, accel.accelerator(kernel), listener, note, include)
+    run = _Run(suite, kernel, path, accel.accelerator(kernel, note), listener, note, include)
     Journal.create(run.journal_path).close()
     _compile_sources()
     done = Done(kernel, path)
