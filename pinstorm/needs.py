@@ -64,7 +64,7 @@ class Survey:
         return found
 
     def _must_evacuate(self, memory: MemorySpec) -> bool:
-        """Plain memory may lie in CMA or ZONE_MOVABLE, and io_uring's long-term pin moves it out."""
+        """Plain memory may lie in CMA or ZONE_MOVABLE: io_uring moves it out by a long-term pin."""
         plain = memory.backing in ("anon", "shmem", "hugetlb") and not memory.movable
         return plain and memory.touched and bool(self.movable_bytes)
 
