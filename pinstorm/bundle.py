@@ -184,6 +184,15 @@ def check_resume(
             )
 
 
+def read_index(parent: Path) -> list[dict[str, Any]]:
+    """The entries of ``index.json``; none where there is no such file."""
+    try:
+        entries: list[dict[str, Any]] = json.loads((parent / INDEX).read_text())["bundles"]
+        return entries
+    except (OSError, ValueError, KeyError):
+        return []
+
+
 def write_index(parent: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write ``index.json`` of a lab run: one entry per kernel, as the caller has them.
 

@@ -28,6 +28,9 @@ app.add_typer(lab_app, name="lab")
 
 SuitePath = Annotated[str, typer.Argument(metavar="SUITE", help="A TOML file, or a shipped name.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go; new or empty.")]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", metavar="BUNDLE", help="Go on with a broken-off run.")
+]
 Only = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Cases by id.")]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="Run the whole suite N times.")]
 Hold = Annotated[str | None, typer.Option("--hold", metavar="60s", help="Keep the pins that long.")]
@@ -70,9 +73,7 @@ def main() -> None:
 def run(
     suite: SuitePath,
     out: Out = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="BUNDLE", help="Go on with a broken-off run.")
-    ] = None,
+    resume: Resume = None,
     device: Annotated[
         str | None, typer.Option("--device", help="RDMA device, e.g. mlx5_0.")
     ] = None,
@@ -170,6 +171,7 @@ def lab_run(
     suite: SuitePath,
     kernel: Kernels = None,
     out: Out = None,
+    resume: Resume = None,
     only: Only = None,
     rounds: Rounds = None,
     hold: Hold = None,
@@ -178,7 +180,7 @@ def lab_run(
     as_json: AsJson = False,
 ) -> None:
     """Run a suite in guests, one bundle per kernel: OUT/<release>/ and OUT/index.json."""
-    from pinstorm.bundle import write_index
+    from pinstorm.bundle import open_bundle, read_index, write_index
     from pinstorm.lab import run as lab
     from pinstorm.progress import progress
 
@@ -187,19 +189,26 @@ def lab_run(
     if dry_run:
         _show_plan(plan, {}, as_json, lab=True)
         return
+    old = open_bundle(resume) if resume is not None else None
+    if old is not None:
+        kernel = [old.manifest.get("lab", {}).get("kernel", "backports")]
     kernels = lab.resolve_kernels(kernel or ["backports"], _say)
-    parent = lab.make_parent(out, loaded.name)
+    parent = old.path.absolute().parent if old is not None else lab.make_parent(out, loaded.name)
+    entries = {entry["kernel"]: entry for entry in read_index(parent)}
     codes = []
     for chosen in kernels:
         with progress(len(plan), f"{loaded.name} on {chosen.release}") as bar:
-            done = lab.run_kernel(loaded, plan, chosen, parent, only, _bar_listener(bar), bar.note)
+            done = lab.run_kernel(
+                loaded, plan, chosen, parent, only, _bar_listener(bar), bar.note, resume=old
+            )
         command = _repeat_with("lab", "run", suite, "--kernel", chosen.name, drop=_NOT_REPEATED)
         _report(done.records, wide, as_json, command=command, path=done.path)
-        codes.append(lab.index_entry(done))
-        write_index(parent, codes)
+        entry = entries[chosen.release] = lab.index_entry(done)
+        codes.append(entry["exit_code"])
+        write_index(parent, list(entries.values()))
         if done.interrupted:
             raise lab.interrupted(done)
-    raise typer.Exit(_worst([entry["exit_code"] for entry in codes]))
+    raise typer.Exit(_worst(codes))
 
 
 @lab_app.command("shell")

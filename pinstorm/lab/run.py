@@ -8,6 +8,7 @@ then goes on with the next case in a fresh guest. A boot that never ran a case i
 import compileall
 import json
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -100,11 +101,20 @@ def run_kernel(
     listener: Listener,
     note: Note,
     include: Sequence[str] = (),
+    resume: bundle.Bundle | None = None,
 ) -> Done:
-    """Run the plan on one kernel into PARENT/RELEASE. A Ctrl-C is in what is returned."""
-    path = bundle.create(parent / kernel.release)
+    """Run the plan on one kernel into PARENT/RELEASE, or go on with the bundle that is there.
+
+    A Ctrl-C is in what is returned.
+    """
+    path = bundle.create(parent / kernel.release) if resume is None else resume.path.absolute()
     run = _Run(suite, kernel, path, accel.accelerator(kernel, note), listener, note, include)
-    Journal.create(run.journal_path).close()
+    if resume is None:
+        Journal.create(run.journal_path).close()
+    else:
+        bundle.check_resume(resume, suite.sha256, suite.seed, kernel.release, only, suite.rounds)
+        _take_over(run, resume, plan)
+    bundle.write_manifest(path, _manifest(run, only))
     _compile_sources()
     done = Done(kernel, path)
     try:
@@ -119,6 +129,20 @@ def run_kernel(
     done.records = journal.read(run.journal_path).records
     bundle.finish(path)
     return done
+
+
+def _take_over(run: _Run, old: bundle.Bundle, plan: Sequence[Planned]) -> None:
+    """The case that was running when the run was killed is lost, and is not run again."""
+    run.boots = list(old.manifest.get("boots", []))
+    by_seq = {planned.seq: planned for planned in plan}
+    with Journal.append_to(run.journal_path) as lines:
+        for seq in old.contents.started:
+            lines.record(_ended_by_host(run, by_seq[seq], "lost", "run-killed", ()))
+    for leftover in (*run.path.glob(".job-*"), *run.path.glob(".boot-*")):
+        leftover.unlink(missing_ok=True)
+    for leftover in run.path.glob(".guest-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    _new_lines(run)
 
 
 def shell(kernel: Kernel) -> int:
@@ -142,7 +166,10 @@ def index_entry(done: Done) -> dict[str, Any]:
 
 
 def interrupted(done: Done) -> Interrupted:
-    return Interrupted(f"interrupted after {len(done.records)} cases; bundle {done.path} is valid")
+    return Interrupted(
+        f"interrupted after {len(done.records)} cases; the bundle is valid: "
+        f"pinstorm lab run SUITE --resume {done.path} goes on"
+    )
 
 
 def _compile_sources() -> None:
