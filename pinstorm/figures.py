@@ -45,10 +45,9 @@ def pins(
     if acquire.acquired is None or acquire.released is None or acquire.net is None:
         return None
     leaked = acquire.net + ((release.net or 0) if release is not None else 0)
-    noise = trust["noise"]
     return {
         **trust,
-        "flagged": noise > 0 and noise >= max(acquire.acquired, acquire.released),
+        "flagged": _reached(trust["noise"], _moves(acquire)),
         "acquire": _moves(acquire),
         "release": _moves(release),
         "held": acquire.net,
@@ -61,11 +60,26 @@ def pins(
     }
 
 
+def doubt(pins: dict[str, Any], noise_pages: int) -> None:
+    """Take noise that was only met later into a record's ``pins``."""
+    if noise_pages:
+        pins["noise"] = max(pins["noise"], noise_pages)
+        pins["exact"] = False
+        pins["flagged"] = pins["flagged"] or _reached(pins["noise"], pins["acquire"])
+
+
 def free_cma(before: Snapshot, after: Snapshot) -> dict[str, int | None] | None:
     """Free CMA pages around acquire; None on a kernel without CMA."""
     if before.free_cma_pages is None:
         return None
     return {"free_pages_before": before.free_cma_pages, "free_pages_after": after.free_cma_pages}
+
+
+def _reached(noise_pages: int, moves: Mapping[str, int | None] | None) -> bool:
+    """Whether the noise is as large as what moved; never for a case that has no window."""
+    if moves is None:
+        return False
+    return 0 < noise_pages >= max(moved or 0 for moved in moves.values())
 
 
 def _moves(delta: Delta | None) -> dict[str, int | None] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from pinstorm import containment, verdict
+from pinstorm import containment, figures, verdict
 from pinstorm.journal import Journal
 from pinstorm.needs import Survey
 from pinstorm.observe import Expectancy, Observation
@@ -131,7 +131,8 @@ class Runner:
         observation = self._observe(SELF_TEST)
         record = observation.record
         pins = record["pins"]
-        seen = None if pins is None else pins["acquire"]["acquired"]
+        moves = pins and pins["acquire"]
+        seen = moves["acquired"] if moves else None
         tolerance = 0 if pins is None else pins["bound"] + pins["noise"]
         self.pins_available = (
             record["outcome"] == "ok"
@@ -184,7 +185,7 @@ class Runner:
             raise
         record = observation.record
         record["kmsg"] = self._kernel_lines(earlier, record.get("pid"))
-        record["taint"] = _new_taint(tainted, taint.read())
+        record["taint"] = taint.new_bits(tainted, taint.read())
         self._finish(planned, record, journal)
 
     def _observe(self, case: Case) -> Observation:
@@ -214,16 +215,11 @@ class Runner:
         return None if self.log is None else kmsg.suspicious(self.log.since_last())
 
     def _kernel_lines(self, earlier: list[str] | None, pid: int | None) -> list[Any] | None:
-        """The complaints of this case, and as not its own: what came before it began, and on a
-        host those of other subsystems, which are recorded and not judged."""
+        """None where the log cannot be read, which is not the same as a clean one."""
         reports = self._kernel_reports()
         if earlier is None or reports is None:
             return None
-        others = list(earlier)
-        if not self.identity.lab:
-            others += [report for report in reports if not _concerns(report, pid)]
-        own = [report for report in reports if report not in others]
-        return [*own, *({"text": report, "own": False} for report in others)]
+        return kernel_lines(earlier, reports, pid, lab=self.identity.lab)
 
     def _finish(self, planned: Planned, observed: Mapping[str, Any], journal: Journal) -> None:
         record = {
@@ -240,7 +236,9 @@ class Runner:
         }
         judgement = self._judge(record)
         if judgement.verdict == "fail" and record.get("pins") and not self.identity.lab:
-            self._doubt(record["pins"])
+            # Is there noise that the short intervals did not meet?
+            ambient = window.ambient(self.counters, _DOUBT_NS)
+            figures.doubt(record["pins"], ambient.pages or 0)
             judgement = self._judge(record)
         record["verdict"], record["reason"] = judgement.verdict, judgement.reason
         record["expected"] = judgement.expected
@@ -251,19 +249,18 @@ class Runner:
     def _judge(self, record: Mapping[str, Any]) -> verdict.Judgement:
         return verdict.judge(record, kernel=self.identity.kernel, lab=self.identity.lab)
 
-    def _doubt(self, pins: dict[str, Any]) -> None:
-        """Before a host's case fails: is there noise that the short intervals did not meet?"""
-        ambient = window.ambient(self.counters, _DOUBT_NS)
-        if ambient.pages:
-            pins["noise"] = max(pins["noise"], ambient.pages)
-            pins["exact"] = False
-            moved = max(pins["acquire"]["acquired"], pins["acquire"]["released"])
-            pins["flagged"] = pins["flagged"] or pins["noise"] >= moved
 
+def kernel_lines(
+    earlier: Sequence[str], reports: Sequence[str], pid: int | None, *, lab: bool
+) -> list[Any]:
+    """The kernel's reports during a case, its own as text, the others marked ``"own": False``.
 
-def _new_taint(before: int | None, after: int | None) -> int | None:
-    """The taint bits that the case set; None where they cannot be read."""
-    return None if before is None or after is None else after & ~before
+    What came before the case began is not its own, nor on a host what names neither its process
+    nor the code it exercises: both are recorded and not judged.
+    """
+    own = [report for report in reports if lab or _concerns(report, pid)]
+    others = [report for report in reports if not (lab or _concerns(report, pid))]
+    return [*own, *({"text": report, "own": False} for report in (*earlier, *others))]
 
 
 def _concerns(report: str, pid: int | None) -> bool:

@@ -34,8 +34,12 @@ def letters(mask: int) -> str:
     )
 
 
+def new_bits(before: int | None, after: int | None) -> int | None:
+    """The bits that came in between; None where either is not known."""
+    return None if before is None or after is None else after & ~before
+
+
 def new(before: int | None, after: int | None) -> str | None:
     """The letters that came in between, ``""`` for none; None where either is not known."""
-    if before is None or after is None:
-        return None
-    return letters(after & ~before)
+    bits = new_bits(before, after)
+    return None if bits is None else letters(bits)

@@ -13,8 +13,6 @@ from workloads.memory import Region
 from workloads.owner import Owner
 from workloads.spec import Case, Surroundings
 
-PIECE_BYTES = 1 << 30  # 6.1 and 6.12 refuse a longer iovec with EFAULT
-
 
 def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> "Registration":
     ring = libc.io_uring_setup(1)
@@ -32,7 +30,7 @@ class Registration:
         self.aim_at(region)
 
     def aim_at(self, region: Region) -> None:
-        pieces = libc.pieces(region.address, region.size_bytes, PIECE_BYTES)
+        pieces = libc.pieces(region.address, region.size_bytes, libc.IO_URING_BUFFER_BYTES)
         self._buffers = libc.iovecs(pieces)
 
     def acquire(self) -> int:

@@ -43,6 +43,7 @@ NR_IO_URING_REGISTER = 427
 # include/uapi/linux/io_uring.h
 IORING_REGISTER_BUFFERS = 0
 IORING_UNREGISTER_BUFFERS = 1
+IO_URING_BUFFER_BYTES = 1 << 30  # 6.1 and 6.12 refuse a longer iovec with EFAULT
 IO_URING_PARAMS_BYTES = 120
 
 # include/uapi/linux/stat.h

@@ -20,6 +20,7 @@ from pyverbs.pyverbs_error import PyverbsError, PyverbsRDMAError
 from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
 from pyverbs.wr import SGE, SendWR
 
+from workloads import libc
 from workloads.memory import Region
 from workloads.owner import Owner
 from workloads.spec import CallFailed, PrepareFailed
@@ -139,10 +140,7 @@ class Loopback:
         self._sweep(e.IBV_WR_RDMA_READ, address, size_bytes, rkey)
 
     def _sweep(self, opcode: int, address: int, size_bytes: int, rkey: int) -> None:
-        pieces = [
-            (address + offset, min(BOUNCE_BYTES, size_bytes - offset))
-            for offset in range(0, size_bytes, BOUNCE_BYTES)
-        ]
+        pieces = libc.pieces(address, size_bytes, BOUNCE_BYTES)
         for first in range(0, len(pieces), _WORK_REQUESTS):
             batch = pieces[first : first + _WORK_REQUESTS]
             for remote, length in batch:

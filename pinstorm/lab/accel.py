@@ -18,10 +18,10 @@ from typing import Literal
 from pinstorm import cache
 from pinstorm.errors import UsageError
 from pinstorm.lab.kernels import Kernel
+from telemetry import clock
 
 QEMU = "qemu-system-x86_64"
 PROBE_DEADLINE_S = 10.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def accelerator(kernel: Kernel, note: Callable[[str], None] = lambda text: None)
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accel("tcg", version, "/dev/kvm is missing or cannot be opened")
     known = cache.cache_dir() / "accel.json"
-    key = {"boot_id": _BOOT_ID.read_text().strip(), "qemu_version": version}
+    key = {"boot_id": clock.boot_id(), "qemu_version": version}
     with cache.locked(known):
         entry = cache.read_json(known)
         if {name: entry.get(name) for name in key} != key:

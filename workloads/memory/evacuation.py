@@ -16,8 +16,6 @@ from workloads.memory import Region
 from workloads.owner import Owner
 from workloads.spec import PAGE_BYTES, CallFailed, PrepareFailed, Surroundings
 
-PIECE_BYTES = 1 << 30  # the longest buffer that io_uring registers on 6.1 and 6.12
-
 FrameRange = tuple[int, int]
 """First page frame number, one past the last."""
 
@@ -82,7 +80,7 @@ def pin_for_long(region: Region) -> None:
     try:
         ring = libc.io_uring_setup(1)
         owner.release_with("ring", lambda: os.close(ring))
-        for piece in libc.pieces(region.address, region.mapped_bytes, PIECE_BYTES):
+        for piece in libc.pieces(region.address, region.mapped_bytes, libc.IO_URING_BUFFER_BYTES):
             buffers = libc.iovecs([piece])
             result = libc.io_uring_register(ring, libc.IORING_REGISTER_BUFFERS, buffers, 1)
             libc.check("io_uring_register", result)
