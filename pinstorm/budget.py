@@ -23,7 +23,7 @@ def default_bytes() -> int:
 def check(cases: Iterable[Case], budget_bytes: int) -> None:
     """UsageError when a case pins more than the budget. Cases run one at a time."""
     for case in cases:
-        wanted_bytes = workloads.memory_spec(case.memory).mapped_bytes(case.size_bytes)
+        wanted_bytes = workloads.mapped_bytes(case)
         if wanted_bytes > budget_bytes:
             raise UsageError(
                 f"case {case.id} would pin {format_bytes(wanted_bytes)}, more than the budget of "

@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 CASES = "cases.parquet"
 INDEX = "index.json"
+_NAME_ONE = "name one kernel's bundle, or run the lab again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +90,27 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file beside ``path``, fsync it and rename it into place. Raises WriteError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def write_bytes(path: Path, data: bytes, *, option: str = "--out") -> None:
+    """Write a file beside ``path``, fsync it and rename it into place. Raises WriteError.
+
+    Whatever has the name is replaced: for a path that a person gave there is
+    pinstorm.report.output. ``option``: what the error says to change.
+    """
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    made = False
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "xb") as file:
+            made = True
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
         journal.fsync_directory(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise journal.write_error(path, error) from error
+        if made:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+        raise journal.write_error(path, error, option) from error
 
 
 def finish(path: Path) -> Path:
@@ -185,12 +193,25 @@ def check_resume(
 
 
 def read_index(parent: Path) -> list[dict[str, Any]]:
-    """The entries of ``index.json``; none where there is no such file."""
+    """The entries of ``index.json``; none where there is no such file.
+
+    Raises UsageError when it is not what write_index() writes.
+    """
+    path = parent / INDEX
     try:
-        entries: list[dict[str, Any]] = json.loads((parent / INDEX).read_text())["bundles"]
-        return entries
-    except (OSError, ValueError, KeyError):
+        index = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {path} ({error}); {_NAME_ONE}") from None
+    entries = index.get("bundles") if isinstance(index, dict) else None
+    if not isinstance(entries, list):
+        raise UsageError(f"{path} is no index of a lab run, without bundles; {_NAME_ONE}")
+    for number, entry in enumerate(entries, 1):
+        for key in ("kernel", "path"):
+            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+                raise UsageError(f"{path} is damaged: bundle {number} has no {key}; {_NAME_ONE}")
+    return entries
 
 
 def write_index(parent: Path, entries: Sequence[Mapping[str, Any]]) -> None:

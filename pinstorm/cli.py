@@ -4,6 +4,7 @@ Only this module prints and exits. Everything slow is imported inside the comman
 that ``pinstorm --help`` answers at once.
 """
 
+import io
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pinstorm.errors import ExitCode, NothingRan, PinstormError
+from pinstorm.errors import ExitCode, NothingRan, PinstormError, UsageError
 from pinstorm.outcome import exit_code
 
 app = typer.Typer(
@@ -49,6 +50,9 @@ Kernels = Annotated[
 def main() -> None:
     """The console script: errors become one sentence and their exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A table in an ASCII locale shows \\xb1 for a plus-minus sign instead of a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Without its standalone mode typer catches its own Exit, and returns the code.
         sys.exit(app(standalone_mode=False) or ExitCode.OK)
@@ -132,13 +136,34 @@ def run(
 def report(
     bundle: Annotated[Path, typer.Argument(help="A directory that a run wrote.")],
     rejudge: Annotated[bool, typer.Option("--rejudge", help="Apply this version's rules.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="table, junit, ktap, or cases (of several kernels).")
+    ] = "table",
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write there, not on stdout.")
+    ] = None,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the table of a bundle again."""
+    """Show the table of a bundle again, or hand it to other programs."""
     from pinstorm import verdict
     from pinstorm.bundle import open_bundle
 
+    if form != "table":
+        from pinstorm.report import emitters
+
+        emitters.check_format(form)
+        if as_json or wide:
+            given = "--json" if as_json else "--wide"
+            raise UsageError(f"{given} goes with the table, not with --format {form}: drop one")
+
+        def command(one: Any) -> str:
+            return _repeat_command(one.manifest)
+
+        shown = emitters.emit(bundle, form, command=command, rejudge=rejudge, output=output)
+        _exit_with(shown)
+    if output is not None:
+        raise UsageError("--output goes with --format junit, ktap or cases: give one of them")
     opened = open_bundle(bundle)
     if opened.torn_bytes:
         print(f"the journal's last line is torn: {opened.torn_bytes} bytes", file=sys.stderr)
@@ -151,6 +176,13 @@ def report(
 @app.command("list")
 def list_(
     rules: Annotated[bool, typer.Option("--rules", help="The oracle's rules and sources.")] = False,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--diff", metavar="A B", help="With --rules: what changes between kernels."),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="With --diff: whose cases; the widest shipped.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="RDMA device, e.g. mlx5_0.")
     ] = None,
@@ -158,10 +190,17 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Workloads, memories, suites and rules, what each needs and whether it is met here."""
-    from pinstorm.report import listing
+    from pinstorm.report import listing, rule_listing
 
+    if not rules and (diff is not None or suite is not None):
+        raise UsageError("--diff and --suite speak of rules: add --rules")
+    if diff is None and suite is not None:
+        raise UsageError("--suite says whose cases --diff compares: add --diff A B")
+    if diff is not None:
+        rule_listing.show_diff(diff, suite, as_json)
+        return
     if rules:
-        listing.show_rules(as_json)
+        rule_listing.show_rules(as_json)
         return
     listing.show_registry(device, tuple(scratch or ()), as_json)
 
@@ -176,6 +215,10 @@ def lab_run(
     rounds: Rounds = None,
     hold: Hold = None,
     dry_run: DryRun = False,
+    gup_test: Annotated[
+        bool,
+        typer.Option("--gup-test", help="Build the kernel's GUP test as a module, into the cache."),
+    ] = False,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
@@ -193,6 +236,8 @@ def lab_run(
     if old is not None:
         kernel = [old.manifest.get("lab", {}).get("kernel", "backports")]
     kernels = lab.resolve_kernels(kernel or ["backports"], _say)
+    if gup_test or (old is not None and old.manifest.get("lab", {}).get("gup_test_module")):
+        kernels = lab.with_gup_test(kernels, _say)
     parent = old.path.absolute().parent if old is not None else lab.make_parent(out, loaded.name)
     entries = {entry["kernel"]: entry for entry in read_index(parent)}
     codes = []
@@ -272,9 +317,9 @@ def _bar_listener(bar: Any) -> Any:
 def _show_plan(
     plan: Sequence[Any], unmet: Mapping[int, Any], as_json: bool, *, lab: bool = False
 ) -> None:
-    from pinstorm.report import listing
+    from pinstorm.report import plan_listing
 
-    listing.show_plan(plan, unmet, as_json, lab=lab)
+    plan_listing.show_plan(plan, unmet, as_json, lab=lab)
 
 
 def _report(
@@ -294,10 +339,17 @@ def _report(
 
 
 def _repeat_command(manifest: Mapping[str, Any]) -> str:
-    suite = manifest.get("suite", {}).get("origin", "SUITE")
+    import shlex
+
+    from pinstorm import suite as suites
+
+    suite = suites.name_to_give(manifest.get("suite") or {})
     if manifest.get("accel") == "host":
-        return f"pinstorm run {suite}"
-    return f"pinstorm lab run {suite} --kernel {manifest.get('lab', {}).get('kernel', 'NAME')}"
+        return shlex.join(["pinstorm", "run", suite])
+    lab = manifest.get("lab") or {}
+    module = ["--gup-test"] if lab.get("gup_test_module") else []
+    kernel = str(lab.get("kernel", "NAME"))
+    return shlex.join(["pinstorm", "lab", "run", suite, "--kernel", kernel, *module])
 
 
 def _worst(codes: Sequence[int]) -> int:

@@ -85,7 +85,7 @@ def _huge_pages(planned: Planned) -> int:
     memory = workloads.memory_spec(planned.case.memory)
     if Need.HUGETLB_2M not in memory.needs:
         return 0
-    return memory.mapped_bytes(planned.case.size_bytes) // HUGE_BYTES
+    return workloads.mapped_bytes(planned.case) // HUGE_BYTES
 
 
 def _noted() -> list[list[str]]:

@@ -120,8 +120,8 @@ class Journal:
 def read(path: str | os.PathLike[str]) -> JournalContents:
     """Read a whole journal.
 
-    Raises UsageError when there is none and PinstormError, with the line's number, when a line
-    before the last is no line of a journal.
+    Raises UsageError when there is none and, with the line's number, when a line before the last
+    is no line of a journal.
     """
     data = _read_bytes(Path(path))
     contents = JournalContents()
@@ -132,7 +132,7 @@ def read(path: str | os.PathLike[str]) -> JournalContents:
         except ValueError as error:
             if start + len(raw) + 1 >= len(data):
                 break
-            raise PinstormError(
+            raise UsageError(
                 f"journal {path} is damaged in line {number} ({error}); "
                 "move the bundle away and run the suite again"
             ) from None
@@ -189,16 +189,17 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def write_error(path: Path, error: OSError) -> WriteError:
-    """The sentence for an operating system's refusal to write ``path``."""
+def write_error(path: Path, error: OSError, option: str = "--out") -> WriteError:
+    """The sentence for an operating system's refusal to write ``path``, which ``option`` gave."""
+    another = f"choose another {option}"
     remedies = {
-        errno.ENOSPC: "free space there, or choose another --out",
-        errno.EDQUOT: "free space there, or choose another --out",
-        errno.EIO: "look for the device's error in the kernel log, or choose another --out",
-        errno.EEXIST: "it is there already: choose another --out, or --resume that bundle",
-        errno.ENOENT: "make the directory first, or choose another --out",
+        errno.ENOSPC: f"free space there, or {another}",
+        errno.EDQUOT: f"free space there, or {another}",
+        errno.EIO: f"look for the device's error in the kernel log, or {another}",
+        errno.EEXIST: f"it is there already: {another}, or --resume that bundle",
+        errno.ENOENT: f"make the directory first, or {another}",
     }
-    remedy = remedies.get(error.errno or 0, "choose another --out")
+    remedy = remedies.get(error.errno or 0, another)
     return WriteError(f"cannot write {path}: {os.strerror(error.errno or 0).lower()}; {remedy}")
 
 

@@ -7,10 +7,9 @@ and where that was too short the interval after it is made longer by what is mis
 """
 
 import contextlib
-import resource
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ import workloads
 from pinstorm import figures
 from pinstorm.containment import Containment
 from pinstorm.spawn import Child, Zygote, ZygoteDied
+from pinstorm.witness import Witness
 from telemetry import maps, process_status, window, zoneinfo
 from telemetry.vmstat import Counters, Snapshot, settle
 from workloads.spec import Case, Surroundings
@@ -89,12 +89,15 @@ class Observation:
         counters: Counters,
         expectancy: Expectancy,
         containment: Containment,
+        witness: Witness,
     ):
         self._case = case
         self._around = around
         self._counters = counters
         self._expectancy = expectancy
         self._containment = containment
+        self._witness = witness
+        self._unread_phase: str | None = None
         self._noise = _Noise()
         self._spans: dict[str, tuple[Snapshot, Snapshot]] = {}
         self._phase = "prepare"
@@ -118,12 +121,15 @@ class Observation:
             "placement": None,
             "pins": None,
             "vmpin_bytes": None,
+            "vmlck_bytes": None,
             "migrate": None,
             "timing_ns": {"first": None, "acquire": [], "release": [], "settle": None},
             "outcomes": {},
             "phases": self._phases,
             "signal": None,
             "owner_errors": [],
+            "gup_calls": None,
+            "no_trace": witness.missing or "the case ended before acquire",
         }
 
     def run(self, zygote: Zygote) -> None:
@@ -149,6 +155,8 @@ class Observation:
             killed = False
         finally:
             self._end(child, zygote, killed)
+        self._read_trace(ended=False)
+        self._witness.disarm()
         self._count_orphans(baseline)
         self._write_pins()
 
@@ -165,12 +173,14 @@ class Observation:
             return
         status = _status(child)
         self.record["cap_ipc_lock"] = process_status.has_capability(status, "CAP_IPC_LOCK")
+        self._not_its_time(self._witness.arm)
         self._acquire(child)
         outcome = self.record["outcome"]
         if outcome in ("ok", "short"):
             self._hold(child, status)
             self._release(child)
         self._after_release(child, status)
+        self._not_its_time(self._witness.disarm)
         if outcome is not None and self._case.repeat:
             self._cycles(child)
         self._close(child)
@@ -183,9 +193,7 @@ class Observation:
         if answer["step"] == "prepared":
             self.record["placement"] = answer["placement"]
             self._memory_ns = answer["memory_ns"]
-            with contextlib.suppress(ProcessLookupError):  # the go-signal will find it ended
-                limits = resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK)
-                self.record["memlock_bytes"] = limits[0]
+            self.record["memlock_bytes"] = answer["memlock_bytes"]
             return True
         self.record.update(
             failed_phase="prepare",
@@ -211,12 +219,13 @@ class Observation:
         if answer["outcome"] not in ("ok", "short") or self._in_call:
             # Nothing may stay, but it may come back late: a bio's pages, a migration's leftovers.
             self._settle("acquire")
+        self._not_its_time(self._read_trace)
 
     def _hold(self, child: Child, prepared: process_status.ProcessStatus) -> None:
         self._phase = "hold"
         began_ns = time.monotonic_ns()
         held = _status(child)
-        self.record["vmpin_bytes"] = {"held": _grown(prepared, held), "after": None}
+        self._write_accounted("held", prepared, held)
         with _ended_child_noticed():
             self.record["memory_of_child"] = {
                 "vmlck_bytes": held.vmlck_bytes,
@@ -239,11 +248,22 @@ class Observation:
                 detail=answer["detail"],
             )
         self._settle("release")
+        self._not_its_time(self._read_trace)
 
     def _after_release(self, child: Child, prepared: process_status.ProcessStatus) -> None:
-        if self.record["vmpin_bytes"] is None:
-            self.record["vmpin_bytes"] = {"held": None, "after": None}
-        self.record["vmpin_bytes"]["after"] = _grown(prepared, _status(child))
+        self._write_accounted("after", prepared, _status(child))
+
+    def _write_accounted(
+        self,
+        when: str,
+        prepared: process_status.ProcessStatus,
+        now: process_status.ProcessStatus,
+    ) -> None:
+        """VmPin and VmLck beyond what *prepare* left: a real device pins its own queues as well."""
+        for figure in ("vmpin_bytes", "vmlck_bytes"):
+            figures_of = self.record.setdefault(figure, None) or {"held": None, "after": None}
+            figures_of[when] = _grown(getattr(prepared, figure), getattr(now, figure))
+            self.record[figure] = figures_of
 
     def _cycles(self, child: Child) -> None:
         answer = self._window(child, "cycles", self._quiet("cycles"))
@@ -268,10 +288,11 @@ class Observation:
     # -- windows, noise, waiting ---------------------------------------------------------------
 
     def _window(self, child: Child, phase: str, before: Snapshot) -> dict[str, Any]:
-        began_ns = time.monotonic_ns()
-        self._go(child, phase)
-        answer = self._receive(child)
-        ended_ns = time.monotonic_ns()
+        with contextlib.nullcontext() if phase == "cycles" else self._traced(phase):
+            began_ns = time.monotonic_ns()
+            self._go(child, phase)
+            answer = self._receive(child)
+            ended_ns = time.monotonic_ns()
         if phase != "cycles":
             self._wait_for_fold()
         after = self._counters.snapshot()
@@ -279,6 +300,30 @@ class Observation:
         self._expectancy.learn(self._case, phase, ended_ns - before.t_ns)
         self._measured(phase, before, after, ended_ns)
         return answer
+
+    @contextlib.contextmanager
+    def _traced(self, phase: str) -> Iterator[None]:
+        self._unread_phase = phase
+        with self._witness.window():
+            yield
+
+    def _read_trace(self, *, ended: bool = True) -> None:
+        """Add the calls of the last window. One that is not known whole makes all of them null."""
+        phase, self._unread_phase = self._unread_phase, None
+        if phase is None:
+            return
+        calls, missing = self._witness.seen(phase, ended=ended)
+        earlier: list[Any] | None = self.record["gup_calls"] if phase == "release" else []
+        if calls is None:
+            self.record.update(gup_calls=None, no_trace=missing)
+        elif earlier is not None:
+            self.record.update(gup_calls=earlier + calls, no_trace=None)
+
+    def _not_its_time(self, work: Callable[[], None]) -> None:
+        """Do something between windows: the child stands still, so its deadline is put off."""
+        began_ns = time.monotonic_ns()
+        work()
+        self._deadline_ns += time.monotonic_ns() - began_ns
 
     def _measured(self, phase: str, before: Snapshot, after: Snapshot, ended_ns: int) -> None:
         """Note the window, and how long the noise is to be watched for its sake."""
@@ -466,8 +511,5 @@ def _status(child: Child) -> process_status.ProcessStatus:
         return process_status.read(child.pid)
 
 
-def _grown(before: process_status.ProcessStatus, now: process_status.ProcessStatus) -> int | None:
-    """VmPin beyond what *prepare* left: a real device pins its own queues as well."""
-    if before.vmpin_bytes is None or now.vmpin_bytes is None:
-        return None
-    return now.vmpin_bytes - before.vmpin_bytes
+def _grown(before_bytes: int | None, now_bytes: int | None) -> int | None:
+    return None if before_bytes is None or now_bytes is None else now_bytes - before_bytes

@@ -17,9 +17,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from pinstorm.rules import RULES, Bound, Fact, Release, Rule, Symbol
+from pinstorm.rules import RULES
+from pinstorm.rules.rule import Bound, Conformance, Fact, Release, Rule, Symbol
 from workloads import memory_spec, workload_spec
-from workloads.spec import PAGE_BYTES, Case, MemorySpec, PinClass, WorkloadSpec
+from workloads.spec import (
+    PAGE_BYTES,
+    ZEROCOPY_SEND_BYTES,
+    Case,
+    MemorySpec,
+    Need,
+    PinClass,
+    WorkloadSpec,
+)
 
 UNDECIDED_VENDOR: Final = "undecided: vendor-kernel"
 UNDECIDED_MEMLOCK: Final = "undecided: memlock-unknown"
@@ -45,6 +54,17 @@ _TARGETS: Final[Mapping[str | None, str]] = {None: "block", "ext4": "block", "xf
 
 # Marks of distribution kernels that carry years of later mainline work under an old number.
 _VENDOR = re.compile(r"\.(?:el\d+|oe\d+|an\d+|al\d+|amzn\d+)|\bel\d+uek|-default$")
+
+
+# ib_umem_get() asks for as many pages in one call as a page has room for their pointers.
+CALL_PAGES: Final = 512
+
+# BIO_MAX_VECS: direct IO asks for no more pages in one call.
+BIO_PAGES: Final = 256
+
+# io_allocate_scq_urings() of v6.14: one region of whole pages for both queues of a ring with one
+# entry, one for its submission entries.
+RING_BYTES: Final = 2 * PAGE_BYTES
 
 
 class NoRule(LookupError):
@@ -93,30 +113,58 @@ class Machine:
 
 def facts(case: Case, machine: Machine | None = None) -> dict[str, Fact]:
     """The properties of a case on a machine that rules may speak of."""
-    machine = machine or Machine()
+    machine = _of_case(case, machine or Machine())
     work = workload_spec(case.workload)
     region = memory_spec(case.memory)
     return {
         "workload": work.name,
         "memory": region.name,
-        "pin_class": work.pin_class,
+        "pin_class": _pin_class(case, work),
         "scope": work.scope,
         "writes": _writes(case, work),
+        "mode": str(case.params.get("mode", "none")),
         "touch": bool(case.params.get("touch", True)),
         "backing": region.backing,
         "shared": region.shared,
-        "touched": region.touched,
+        "present": region.present,
+        "prot": region.prot,
+        "extent": region.extent,
+        "starts_bad": _good_pages(region, case.pages) == 0,
         "movable": region.movable,
         "foreign_reference": region.foreign_reference,
         "dirty_tracked": region.backing == "file" and region.shared,
         "folio": "base" if region.granule_bytes == PAGE_BYTES else "huge",
-        "one_folio": case.size_bytes <= region.granule_bytes,
+        "one_folio": case.offset_bytes + case.size_bytes <= region.granule_bytes,
+        "file": region.file,
         "cap_ipc_lock": machine.cap_ipc_lock,
         "memlock": _memlock(case, work, region, machine),
+        "memlock_with_ring": _memlock(case, work, region, machine, RING_BYTES),
         "driver": machine.driver or "none",
         "target": _target(work, machine),
         "alignment": _alignment(case.size_bytes),
+        "offset": _alignment(case.offset_bytes),
+        "registered": bool(case.params.get("registered", False)),
+        "one_bio": case.pages <= BIO_PAGES,
     }
+
+
+def _of_case(case: Case, machine: Machine) -> Machine:
+    """The machine as a case sees it that has a user or a limit of its own."""
+    if "uid" in case.params:
+        machine = replace(machine, cap_ipc_lock=False)
+    if "memlock_bytes" in case.params:
+        machine = replace(machine, memlock_bytes=int(case.params["memlock_bytes"]))
+    return machine
+
+
+def _pin_class(case: Case, work: WorkloadSpec) -> PinClass:
+    """The workload's own; of gup_test what its mode is named after."""
+    mode = case.params.get("mode")
+    if mode is None:
+        return work.pin_class
+    if mode == "PIN_LONGTERM":
+        return "pin-longterm"
+    return "get" if mode.startswith("GUP") else "pin"
 
 
 def _writes(case: Case, work: WorkloadSpec) -> bool:
@@ -127,21 +175,27 @@ def _writes(case: Case, work: WorkloadSpec) -> bool:
     return any(word.removeprefix("IBV_ACCESS_") in _WRITING_ACCESS for word in words)
 
 
-def _memlock(case: Case, work: WorkloadSpec, region: MemorySpec, machine: Machine) -> str:
+def _memlock(
+    case: Case, work: WorkloadSpec, region: MemorySpec, machine: Machine, first_bytes: int = 0
+) -> str:
+    """How far the limit reaches. ``first_bytes``: charged in prepare, by each process; a limit that
+    leaves no room for these is as good as none."""
     limit = machine.memlock_bytes
-    if work.pin_class != "pin-longterm" or machine.cap_ipc_lock:
+    if work.charged is None or machine.cap_ipc_lock:
         return "exempt"
     if limit is None:
         return "unknown"
-    if limit == 0:
+    if limit == 0 or 0 <= limit < first_bytes * case.processes:
         return "zero"
-    symbol: Symbol = "bytes" if work.name == "rdma-register" else "folio-bytes"
-    needed = amounts(case, region)[symbol]
-    return "enough" if limit < 0 or needed <= limit else "short"
+    needed = first_bytes + amounts(case, region)[work.charged]
+    if limit >= 0 and needed > limit:
+        return "short"
+    together = needed * case.processes if work.charged_to == "user" else needed
+    return "enough" if limit < 0 or together <= limit else "crowded"
 
 
 def _target(work: WorkloadSpec, machine: Machine) -> str:
-    if work.module != "workloads.direct_io":
+    if Need.TARGET_DIO not in work.needs:
         return "none"
     return _TARGETS.get(machine.target_fs, "other")
 
@@ -154,14 +208,35 @@ def _alignment(size_bytes: int) -> str:
 
 def amounts(case: Case, region: MemorySpec) -> dict[Symbol, int]:
     """The value of each symbol of a bound. Regions start on a granule."""
-    folios = -(-case.size_bytes // region.granule_bytes)
+    pages, processes = case.pages, case.processes
+    attempts = -(-pages // CALL_PAGES)
+    folios = -(-(case.offset_bytes + case.size_bytes) // region.granule_bytes)
     return {
-        "pages": case.pages,
-        "twice-pages": 2 * case.pages,
-        "folios": folios,
-        "bytes": case.pages * PAGE_BYTES,
+        "pages": pages * processes,
+        "twice-pages": 2 * pages * processes,
+        "retried-pages": 4 * pages * processes,
+        "folios": folios * processes,
+        "bytes": pages * PAGE_BYTES,
         "folio-bytes": folios * region.granule_bytes,
+        "processes": processes,
+        "attempts": attempts * processes,
+        "pages-and-attempts": (pages + attempts) * processes,
+        "good-pages": _good_pages(region, pages) * processes,
+        "zerocopy-bytes": _zerocopy_pages(case) * PAGE_BYTES,
     }
+
+
+def _zerocopy_pages(case: Case) -> int:
+    """Pages that mm_account_pinned_pages() charges: two more than whole ones in each send."""
+    sends = -(-case.size_bytes // ZEROCOPY_SEND_BYTES)
+    return case.size_bytes // PAGE_BYTES + 2 * sends
+
+
+def _good_pages(region: MemorySpec, pages: int) -> int:
+    """Pages before the first one that has no memory."""
+    return {"whole": pages, "hole": pages // 2, "past-eof": pages // 2, "unmapped": 0}[
+        region.extent
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +268,14 @@ class Range:
         return Range(low, high)
 
 
-Figure = Literal["acquired", "held", "vmpin_bytes", "migrate_success", "migrate_fail"]
+Figure = Literal[
+    "acquired", "held", "vmpin_bytes", "vmlck_bytes", "migrate_success", "migrate_fail"
+]
 FIGURES: Final[tuple[Figure, ...]] = (
     "acquired",
     "held",
     "vmpin_bytes",
+    "vmlck_bytes",
     "migrate_success",
     "migrate_fail",
 )
@@ -238,14 +316,14 @@ class Expectation:
         return message
 
 
-def specificity(rule: Rule) -> int:
+def specificity(rule: Rule | Conformance) -> int:
     """How many conditions a rule makes: properties plus release bounds."""
     return len(rule.when) + (rule.since is not None) + (rule.until is not None)
 
 
 def find_rule(known: Mapping[str, Fact], release: Release, rules: Iterable[Rule] = RULES) -> Rule:
     """The rule for these properties on that kernel release. NoRule, AmbiguousRules."""
-    fitting = [rule for rule in rules if _fits(rule, known, release)]
+    fitting = [rule for rule in rules if fits(rule, known, release)]
     if not fitting:
         raise NoRule(f"no rule speaks of {known.get('workload')} on {known.get('memory')}")
     first = min(rule.check for rule in fitting)
@@ -257,7 +335,8 @@ def find_rule(known: Mapping[str, Fact], release: Release, rules: Iterable[Rule]
     return best[0]
 
 
-def _fits(rule: Rule, known: Mapping[str, Fact], release: Release) -> bool:
+def fits(rule: Rule | Conformance, known: Mapping[str, Fact], release: Release) -> bool:
+    """Whether it speaks of a case with these properties on that kernel release."""
     if rule.since is not None and release < rule.since:
         return False
     if rule.until is not None and release >= rule.until:
@@ -284,7 +363,8 @@ def expectation(
     expected = _evaluate(find_rule(known, kernel.release, rules), case)
     if known["memlock"] == "unknown":
         for limit in ("short", "zero"):
-            other = find_rule({**known, "memlock": limit}, kernel.release, rules)
+            limited = {**known, "memlock": limit, "memlock_with_ring": limit}
+            other = find_rule(limited, kernel.release, rules)
             expected = _join(expected, _evaluate(other, case), UNDECIDED_MEMLOCK)
     if kernel.vendor:
         for release in _changes_after(kernel.release, rules):
@@ -307,6 +387,7 @@ def _evaluate(rule: Rule, case: Case) -> Expectation:
         "acquired": rule.acquired,
         "held": rule.held,
         "vmpin_bytes": rule.vmpin_bytes,
+        "vmlck_bytes": rule.vmlck_bytes,
         "migrate_success": rule.migrate_success,
         "migrate_fail": rule.migrate_fail,
     }

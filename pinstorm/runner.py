@@ -11,20 +11,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from pinstorm import containment, figures, verdict
 from pinstorm.journal import Journal
 from pinstorm.needs import Survey
 from pinstorm.observe import Expectancy, Observation
 from pinstorm.spawn import Zygote
+from pinstorm.witness import Known, Witness
 from telemetry import kmsg, taint, window
+from telemetry.gup_trace import BEHIND
 from telemetry.vmstat import Counters
-from workloads.spec import MIB, Case, Planned
+from workloads.spec import MIB, PAGE_BYTES, Case, Planned
 
 # process_vm_writev has pinned its target's pages in every kernel that has the counters (CASE 5 of
 # pin_user_pages.rst), while O_DIRECT has only from 6.5 on.
 SELF_TEST = Case("process-vm-write", "anon", {"size_bytes": MIB}, repeat=0, warmup=0)
+
+# The trace is to show both ways through GUP: of pages that are there vmsplice takes references on
+# the fast one in every kernel, as process_vm_writev takes pins on the slow one.
+FAST_SELF_TEST = Case("vmsplice", "anon", {"size_bytes": PAGE_BYTES}, repeat=0, warmup=0)
+_SLOW: Final = Known("process_vm_writev", BEHIND[2:], "FOLL_PIN", SELF_TEST.pages)
+_FAST: Final = Known("vmsplice", BEHIND[:2], "FOLL_GET", FAST_SELF_TEST.pages)
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
@@ -121,15 +129,26 @@ class Runner:
     zygote: Zygote
     log: kmsg.KernelLog | None
     listener: Listener
+    witness: Witness
     pins_available: bool = True
     _expectancy: Expectancy = field(default_factory=Expectancy)
     _leaves: containment.Leaves = field(default_factory=containment.Leaves)
     _interrupts: _Interrupts = field(default_factory=_Interrupts)
 
     def self_test(self) -> dict[str, Any]:
-        """Pin a known number of pages; where the counters don't move by it, pins are not judged."""
+        """Pin a known number of pages; where the counters don't move by it, pins are not judged.
+
+        Where the trace does not show it, there is no trace.
+        """
+        self.witness.follow(self.zygote.pid)
         observation = self._observe(SELF_TEST)
         record = observation.record
+        if record["outcome"] == "ok":
+            self.witness.prove(record["gup_calls"], _SLOW)
+        if self.witness.missing is None:
+            fast = self._observe(FAST_SELF_TEST).record
+            if fast["outcome"] == "ok":
+                self.witness.prove(fast["gup_calls"], _FAST)
         pins = record["pins"]
         moves = pins and pins["acquire"]
         seen = moves["acquired"] if moves else None
@@ -199,9 +218,10 @@ class Runner:
             self.zygote.close()
             self.zygote = Zygote(self.zygote.include)
             self.zygote.warm_up()
+            self.witness.follow(self.zygote.pid)
         contained = self._leaves.containment(self.zygote.pid, self.zygote.mark)
         observation = Observation(
-            case, self.survey.around, self.counters, self._expectancy, contained
+            case, self.survey.around, self.counters, self._expectancy, contained, self.witness
         )
         try:
             observation.run(self.zygote)
@@ -225,12 +245,13 @@ class Runner:
         record = {
             **self.identity.fields(),
             **planned.record_fields(),
-            "uid": os.geteuid(),
+            "uid": planned.case.params.get("uid", os.geteuid()),
             "target_fs": self.survey.target_fs,
             "driver": self.survey.driver,
             "cause": None,
             "remedy": None,
             "gup_calls": None,
+            "no_trace": None,
             "telemetry": {"pins_available": self.pins_available},
             **observed,
         }

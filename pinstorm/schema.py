@@ -120,8 +120,12 @@ COLUMNS = (
         "Int64",
         "bytes",
         "process",
-        "VmLck while held",
+        "all of VmLck while held",
         "memory_of_child.vmlck_bytes",
+    ),
+    Column("vmlck_held_bytes", "Int64", "bytes", "process", "growth of VmLck", "vmlck_bytes.held"),
+    Column(
+        "vmlck_after_bytes", "Int64", "bytes", "process", "and after settle", "vmlck_bytes.after"
     ),
     Column(
         "vmrss_bytes",
@@ -134,7 +138,8 @@ COLUMNS = (
     Column("vma_count", "Int64", "", "process", "VMAs while held", "memory_of_child.vma_count"),
     Column("migrate_success", "Int64", "pages", "machine", "pages migrated", "migrate.success"),
     Column("migrate_fail", "Int64", "pages", "machine", "migrations failed", "migrate.fail"),
-    Column("gup_calls", "Json", "", "call", "GUP entry points called; null without a trace"),
+    Column("gup_calls", "Json", "", "call", "functions of GUP called; null without a trace"),
+    Column("no_trace", "String", "", "case", "why gup_calls is null"),
     Column("first_ns", "Int64", "ns", "call", "acquire of the observed cycle", "timing_ns.first"),
     Column("acquire_ns", "List(Int64)", "ns", "call", "each timed acquire", "timing_ns.acquire"),
     Column("release_ns", "List(Int64)", "ns", "call", "each timed release", "timing_ns.release"),

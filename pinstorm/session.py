@@ -16,6 +16,7 @@ from pinstorm.lock import only_run
 from pinstorm.runner import Identity, Interrupt, Runner
 from pinstorm.spawn import Zygote
 from pinstorm.suite import Suite
+from pinstorm.witness import witness
 from telemetry import clock, fingerprint, kmsg, packages
 from telemetry.vmstat import Counters
 from workloads.spec import Planned
@@ -58,6 +59,7 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
         host.restored(),
         _counters(options) as counters,
         _kernel_log() as log,
+        witness(suite.trace is True) as seen,
     ):
         containment.remove_stale_leaves()
         if options.setup:
@@ -68,13 +70,15 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
             survey = _survey(options, zygote, log)
             path = options.resume or options.out or bundle.default_path(suite.name)
             identity = _identity(path.name, survey.around.device)
-            runner = Runner(identity, survey, counters, zygote, log, listener)
+            runner = Runner(identity, survey, counters, zygote, log, listener, seen)
         except BaseException:
             zygote.close()
             raise
         try:
             manifest = _manifest(suite, options, identity, runner)
             outcome, lines, rest = _open(suite, plan, options, path, manifest)
+            if suite.trace and seen.missing is not None:
+                outcome.notes.append(f"no trace of the kernel's calls: {seen.missing}")
             with lines:
                 try:
                     runner.run(rest, lines)
@@ -162,6 +166,7 @@ def _manifest(suite: Suite, options: Options, identity: Identity, runner: Runner
         "identity": identity.fields(),
         "clock": [clock.pair()],
         "selftest": runner.self_test(),
+        "trace": runner.witness.report(),
         "device": around.device,
         "scratch": dict(around.scratch),
         "unmet": [entry.to_json() for entry in runner.survey.lacking.values()],

@@ -1,7 +1,8 @@
 """Expectation against outcome: the verdict of a record. Pure functions.
 
 The order in which a case is judged: what the runner already knows (skip, crash, timeout, lost);
-a failure in prepare; no rule; the outcome; cycles that disagree; what was leaked; the other bounds;
+a failure in prepare; no rule; the outcome; cycles that disagree; the calls that the trace saw, for
+a wrong pin class explains wrong figures; what was leaked; the other bounds;
 the kernel log and taint; releases that failed. The first of them that is broken is the reason, and
 all are told in ``expected["broken"]``.
 """
@@ -11,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pinstorm import oracle
+from pinstorm import conformance, oracle
 from pinstorm.oracle import Expectation, Figure, Machine, NoRule, Range
+from pinstorm.witness import NOT_ASKED
 from telemetry import kmsg, taint
 from workloads import memory_spec
 from workloads.spec import PAGE_BYTES, Case
@@ -22,6 +24,7 @@ FINAL_VERDICTS: Final = frozenset({"skip", "crash", "timeout", "lost"})
 
 INEXACT: Final = "inexact"
 NOISY: Final = "noisy-window"
+NOT_WITNESSED: Final = "not-witnessed"
 UNAVAILABLE: Final = "telemetry-unavailable"
 
 _OOPS = re.compile(
@@ -67,14 +70,16 @@ def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = T
     verdict, reason = _verdict_of_runner(record, expected)
     findings = _Findings()
     if verdict != "skip" and expected is not None:
-        _compare(record, expected, findings, lab=lab, pins_judged=pins_said is None)
+        _compare(record, expected, findings, kernel=kernel, lab=lab, pins_judged=pins_said is None)
     elif verdict is None:
         findings.add("no-rule", missing)
     if verdict is None and findings.reasons:
         verdict, reason = "fail", findings.reasons[0]
     elif verdict is None:
         undecided = expected.undecided if expected else None
-        verdict, reason = "pass", undecided or pins_said or _inexact(record, expected)
+        doubt = pins_said or _unread(record, expected) or _inexact(record, expected)
+        doubt = doubt or _not_witnessed(record)
+        verdict, reason = "pass", undecided or doubt
     said = expected.to_json() if expected is not None else {"rule": None, "outcomes": []}
     if pins_said is not None and verdict != "skip":
         said["pins"] = pins_said
@@ -115,18 +120,20 @@ def machine_of(record: Mapping[str, Any]) -> Machine:
     )
 
 
+def _case_of(record: Mapping[str, Any]) -> Case:
+    return Case(record["workload"], record["memory"], record["params"])
+
+
 def _expected(record: Mapping[str, Any], kernel: str | None) -> tuple[Expectation | None, str]:
     """The expectation, or why there is none."""
-    case = Case(record["workload"], record["memory"], record["params"])
+    case = _case_of(record)
     release = kernel or record["kernel"]
     try:
         expected = oracle.expectation(
             case,
             release,
             machine_of(record),
-            kernel_version=(record.get("kernel_version") or "")
-            if release == record["kernel"]
-            else "",
+            kernel_version=_version(record, release),
         )
     except NoRule as error:
         return None, f"{error} ({release})"
@@ -159,7 +166,28 @@ def _pins_said(record: Mapping[str, Any]) -> str | None:
     pins = record.get("pins")
     if pins is None or (record.get("telemetry") or {}).get("pins_available") is False:
         return UNAVAILABLE
+    if record.get("outcome") in _DONE and pins.get("acquire") is None:
+        return UNAVAILABLE
     return NOISY if pins.get("flagged") else None
+
+
+def _unread(record: Mapping[str, Any], expected: Expectation | None) -> str | None:
+    """A pass whose VmPin or VmLck was to be seen, and could not be read."""
+    if expected is None or record.get("outcome") not in _DONE:
+        return None
+    for figure in ("vmpin_bytes", "vmlck_bytes"):
+        wanted = expected.bounds[figure].low
+        if wanted and (record.get(figure) or {}).get("held") is None:
+            return UNAVAILABLE
+    return None
+
+
+def _not_witnessed(record: Mapping[str, Any]) -> str | None:
+    """A pass whose calls were asked to be traced, and were not seen."""
+    missing = record.get("no_trace")  # of a bundle older than the witness, nothing is said
+    if missing in (None, NOT_ASKED) or record.get("failed_phase") == "prepare":
+        return None
+    return NOT_WITNESSED
 
 
 def _inexact(record: Mapping[str, Any], expected: Expectation | None) -> str | None:
@@ -176,14 +204,18 @@ def _compare(
     expected: Expectation,
     findings: _Findings,
     *,
+    kernel: str | None,
     lab: bool,
     pins_judged: bool,
 ) -> None:
-    if not _compare_outcome(record, expected, findings):
+    outcome_broken = _compare_outcome(record, expected, findings)
+    _compare_calls(record, findings, kernel=kernel, lab=lab)
+    if not outcome_broken:
         bounds = _bounds_of_outcome(record, expected)
         if pins_judged:
             _compare_pins(record, bounds, findings)
-        _compare_vmpin(record, bounds, findings)
+            _compare_nodes(record, findings)
+        _compare_accounted(record, bounds, findings)
         _compare_migration(record, bounds, findings, lab=lab)
     elif pins_judged:
         # The outcome is wrong already, so its bounds mean nothing; a leak still does.
@@ -222,6 +254,30 @@ def _compare_outcome(record: Mapping[str, Any], expected: Expectation, findings:
     return False
 
 
+def _compare_calls(
+    record: Mapping[str, Any], findings: _Findings, *, kernel: str | None, lab: bool
+) -> None:
+    """What the kernel was seen to call against the pin class and the call sites of the rules."""
+    calls = record.get("gup_calls")
+    if calls is None:
+        return
+    release = kernel or record["kernel"]
+    try:
+        claimed = conformance.claims(
+            _case_of(record), release, machine_of(record), kernel_version=_version(record, release)
+        )
+    except conformance.NoConformance as error:
+        findings.add("pin-class", f"{error} on {release}: what was traced cannot be judged")
+        return
+    for sentence in conformance.broken(calls, claimed, ok=record.get("outcome") == "ok", lab=lab):
+        findings.add("pin-class", sentence)
+
+
+def _version(record: Mapping[str, Any], release: str) -> str:
+    """``uname -v``, unless another kernel's rules are assumed."""
+    return (record.get("kernel_version") or "") if release == record["kernel"] else ""
+
+
 def _bounds_of_outcome(record: Mapping[str, Any], expected: Expectation) -> dict[Figure, Range]:
     """The rule's bounds, narrowed for a refusal that shares its rule with a success, and widened
     where the pages did not lie as this kind of memory has them."""
@@ -232,8 +288,12 @@ def _bounds_of_outcome(record: Mapping[str, Any], expected: Expectation) -> dict
         bounds["migrate_success"] = bounds["migrate_fail"] = Range(None, None)
     if expected.pin_class == "pin-longterm" and _may_migrate(record):
         # Page cache and hugetlb may come from CMA or ZONE_MOVABLE, and a long-term pin moves it.
-        bounds["acquired"] = Range(bounds["acquired"].low, None)
-        bounds["migrate_success"] = Range(bounds["migrate_success"].low, None)
+        amounts = oracle.amounts(_case_of(record), memory_spec(record["memory"]))
+        if record.get("outcome") in _DONE:
+            retried = Range(bounds["acquired"].low, amounts["retried-pages"])
+            bounds["acquired"] = bounds["acquired"].join(retried)
+        moved = Range(bounds["migrate_success"].low, amounts["twice-pages"])
+        bounds["migrate_success"] = bounds["migrate_success"].join(moved)
     if record["workload"] == "io-uring-register" and _other_folios(record):
         # It keeps one pin per folio and accounts whole ones: with shmem_enabled=always a memfd has
         # folios of any size.
@@ -270,6 +330,21 @@ def _compare_pins(
         findings.add("held", f"held {_pages(held)}, expected {bounds['held']}")
 
 
+def _compare_nodes(record: Mapping[str, Any], findings: _Findings) -> None:
+    """Pages that all lay on one node, and stayed where they were, are charged to that node."""
+    nodes = (record.get("placement") or {}).get("nodes") or {}
+    moved = (record.get("migrate") or {}).get("success")
+    if len(nodes) != 1 or moved or memory_spec(record["memory"]).present != "own":
+        return
+    (home,) = nodes
+    pins = record["pins"]
+    for node, (acquired, _) in sorted((pins.get("per_node") or {}).items()):
+        if node != home and acquired > _tolerance(pins):
+            findings.add(
+                "node", f"{_pages(acquired)} charged to node {node}, all of them lie on {home}"
+            )
+
+
 def _tolerance(pins: Mapping[str, Any]) -> int:
     """By how many pages one counter's movement may be off: stale counters and others' pins."""
     return int(pins.get("bound") or 0) + int(pins.get("noise") or 0)
@@ -301,16 +376,20 @@ def _compare_leaks(pins: Mapping[str, Any], findings: _Findings) -> None:
         )
 
 
-def _compare_vmpin(
+def _compare_accounted(
     record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings
 ) -> None:
-    vmpin = record.get("vmpin_bytes") or {}
-    held, after = vmpin.get("held"), vmpin.get("after")
-    expected = bounds["vmpin_bytes"]
-    if held is not None and not _within(held, expected, 0):
-        findings.add("vmpin", f"VmPin {held} bytes while held, expected {expected}")
-    if after:
-        findings.add("vmpin", f"VmPin {after} bytes after release, expected 0")
+    figures: tuple[tuple[Figure, str, str], ...] = (
+        ("vmpin_bytes", "vmpin", "VmPin"),
+        ("vmlck_bytes", "vmlck", "VmLck"),
+    )
+    for figure, reason, name in figures:
+        grown = record.get(figure) or {}
+        held, after = grown.get("held"), grown.get("after")
+        if held is not None and not _within(held, bounds[figure], 0):
+            findings.add(reason, f"{name} {held} bytes while held, expected {bounds[figure]}")
+        if after:
+            findings.add(reason, f"{name} {after} bytes after release, expected 0")
 
 
 def _compare_migration(

@@ -2,7 +2,8 @@
 
 One 64-bit word per page frame; a level; machine-wide; root only (0400). Since Linux 2.6.25. A frame
 of a folio of order k > 0 carries COMPOUND_HEAD or COMPOUND_TAIL; a base page neither: order 0. A
-frame without an online struct page (a hole, and ZONE_DEVICE since 5.7) reads as NOPAGE alone.
+frame without an online struct page (a hole, and ZONE_DEVICE since 5.7) reads as NOPAGE alone, and
+as 0 on 7.2 (measured); a page that a process has mapped never does, since MMAP is set.
 See Documentation/admin-guide/mm/pagemap.rst and include/uapi/linux/kernel-page-flags.h.
 """
 
@@ -18,6 +19,9 @@ from typing import Self
 KPAGEFLAGS = "/proc/kpageflags"
 ENTRY_BYTES = 8
 
+MMAP = 1 << 11
+ANON = 1 << 12
+SWAPBACKED = 1 << 14
 COMPOUND_HEAD = 1 << 15
 COMPOUND_TAIL = 1 << 16
 HUGE = 1 << 17
@@ -71,6 +75,21 @@ def parse(data: bytes) -> list[int]:
     return array("Q", data).tolist()
 
 
+def of_frames(sorted_pfns: Sequence[int]) -> list[int] | None:
+    """The flags of each of these frames (sorted); None where the file may not be read."""
+    try:
+        page_flags = PageFlags()
+    except OSError:
+        return None
+    found: list[int] = []
+    with page_flags:
+        for first, end in runs(sorted_pfns):
+            flags = parse(page_flags.read(first, end - first))
+            low, high = bisect_left(sorted_pfns, first), bisect_left(sorted_pfns, end)
+            found += [flags[pfn - first] for pfn in sorted_pfns[low:high]]
+    return found
+
+
 # Whole buffers at a time, without a loop over frames: emulated guests look at every cycle's pages.
 _BYTE_1, _BYTE_2 = (1, 2) if sys.byteorder == "little" else (6, 5)
 _KIND_OF_BYTE_1 = bytes(HEAD if byte & COMPOUND_HEAD >> 8 else 0 for byte in range(256))
@@ -80,11 +99,17 @@ _KIND_OF_BYTE_2 = bytes(
 )
 
 
+_KIND_OF_ANY = bytes(0 if byte else HOLE for byte in range(256))
+
+
 def kinds(data: bytes) -> bytes:
-    """One byte per frame: 0 for a base page, HEAD, TAIL or HOLE."""
+    """One byte per frame that a process has mapped: 0 for a base page, HEAD, TAIL or HOLE."""
     heads = int.from_bytes(data[_BYTE_1::ENTRY_BYTES].translate(_KIND_OF_BYTE_1), "little")
     others = int.from_bytes(data[_BYTE_2::ENTRY_BYTES].translate(_KIND_OF_BYTE_2), "little")
-    return (heads | others).to_bytes(len(data) // ENTRY_BYTES, "little")
+    silent = -1
+    for lane in range(ENTRY_BYTES):  # a frame is silent when all of its bytes are 0
+        silent &= int.from_bytes(data[lane::ENTRY_BYTES].translate(_KIND_OF_ANY), "little")
+    return (heads | others | silent).to_bytes(len(data) // ENTRY_BYTES, "little")
 
 
 def runs(sorted_pfns: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,9 @@
 """/proc/PID/pagemap: which page frame backs each page of a process.
 
 One 64-bit word per page of PAGE_SIZE; a level; per process. Since Linux 2.6.25. Bit 63 present, bit
-62 swapped, bits 0 to 54 the page frame number. The frame number is for CAP_SYS_ADMIN only: 4.0 and
-4.1 refuse the open (EPERM), from 4.2 on others see zeros. See
-Documentation/admin-guide/mm/pagemap.rst.
+62 swapped, bit 56 mapped by nobody else (since 4.2), bits 0 to 54 the page frame number. The frame
+number is for CAP_SYS_ADMIN only: 4.0 and 4.1 refuse the open (EPERM), from 4.2 on others see zeros.
+See Documentation/admin-guide/mm/pagemap.rst.
 """
 
 import mmap
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 PRESENT = 1 << 63
 SWAPPED = 1 << 62
+EXCLUSIVE = 1 << 56
 PFN_MASK = (1 << 55) - 1
 ENTRY_BYTES = 8
 
@@ -54,9 +55,18 @@ def read(address: int, size_bytes: int, pid: int | str = "self") -> Pages:
     Raises FramesHidden when the file itself may not be opened (another user's process, or a kernel
     that refuses), OSError when the process is gone.
     """
+    return parse(_words(address, size_bytes, pid))
+
+
+def words(address: int, size_bytes: int) -> list[int]:
+    """The word of each page of this process; raises FramesHidden where ``read`` does."""
+    return array("Q", _words(address, size_bytes, "self")).tolist()
+
+
+def _words(address: int, size_bytes: int, pid: int | str) -> bytes:
     first = address // mmap.PAGESIZE
     count = -(-(address + size_bytes) // mmap.PAGESIZE) - first
-    return parse(_pread_all(f"/proc/{pid}/pagemap", first * ENTRY_BYTES, count * ENTRY_BYTES))
+    return _pread_all(f"/proc/{pid}/pagemap", first * ENTRY_BYTES, count * ENTRY_BYTES)
 
 
 def _pread_all(path: str, offset: int, size_bytes: int) -> bytes:

@@ -1,12 +1,12 @@
 """A case's own process: prepare, one observed cycle between go-signals, then the timed cycles.
 
 The runner takes its snapshots while this process stands still between two phases, so whatever
-could pin by itself (opening a device, faulting in code, touching memory) happens in *prepare*, and
-nothing is imported here.
+could pin by itself (opening a device, faulting in code, touching memory) happens in *prepare*
+(workloads.prepared), and nothing is imported here.
 """
 
 import gc
-import importlib
+import resource
 import time
 from collections import Counter
 from contextlib import suppress
@@ -14,11 +14,10 @@ from errno import EOPNOTSUPP, errorcode
 from typing import Any
 
 import workloads
-from telemetry import placement
-from workloads import memory
+from workloads import crew
 from workloads.channel import Channel
-from workloads.memory import evacuation
-from workloads.owner import Owner
+from workloads.crew import Crew
+from workloads.prepared import Prepared
 from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
 
 
@@ -32,56 +31,9 @@ def errno_name(number: int) -> str:
     return "EOPNOTSUPP" if number == EOPNOTSUPP else errorcode.get(number, f"errno-{number}")
 
 
-class Prepared:
-    """A case's memory and its operation. The memory can be made anew under the same operation."""
-
-    def __init__(self, case: Case, around: Surroundings):
-        self.case = case
-        self._around = around
-        self._spec = workloads.memory_spec(case.memory)
-        self._module = importlib.import_module(workloads.workload_spec(case.workload).module)
-        self._memory = Owner()
-        self._tools = Owner()
-        self.errors: list[str] = []
-        self.memory_ns = 0
-
-    def prepare(self) -> None:
-        """Make the memory, open what the workload needs. Raises CallFailed or PrepareFailed."""
-        self._region = self._make_memory()
-        self.operation: Operation = self._module.prepare(
-            self.case, self._region, self._around, self._tools
-        )
-
-    def renew_memory(self) -> None:
-        """The same memory again, in the state it had before the first cycle."""
-        self._memory.close()
-        self._region = self._make_memory()
-        self.operation.aim_at(self._region)
-
-    def placement(self) -> dict[str, Any] | None:
-        """Where the pages lie now; None where page frames are hidden."""
-        if not self._around.page_frames_visible:
-            return None
-        region, areas = self._region, self._around.cma_ranges
-        where = placement.of(region.address, region.size_bytes, areas, evacuation.zone_layout())
-        return None if where is None else where.to_json()
-
-    def close(self) -> None:
-        """The operation first: it may still refer to the memory. Never raises; see ``errors``."""
-        for owner in (self._tools, self._memory):
-            owner.close()
-            self.errors += owner.errors
-
-    def _make_memory(self) -> memory.Region:
-        start_ns = time.monotonic_ns()
-        region = memory.prepare(self._spec, self.case.size_bytes, self._around, self._memory)
-        self.memory_ns = time.monotonic_ns() - start_ns
-        return region
-
-
 def run(channel: Channel, case: Case, around: Surroundings) -> None:
     """Serve one case's phases until the runner says close or goes away."""
-    prepared = Prepared(case, around)
+    prepared = crew.of(case, around)
     try:
         _await(channel, "prepare")
         if _prepare_and_report(channel, prepared):
@@ -116,10 +68,15 @@ def _await(channel: Channel, *allowed: str) -> dict[str, Any]:
     return message
 
 
-def _prepare_and_report(channel: Channel, prepared: Prepared) -> bool:
+def _prepare_and_report(channel: Channel, prepared: Prepared | Crew) -> bool:
     try:
         prepared.prepare()
-        channel.send(step="prepared", placement=prepared.placement(), memory_ns=prepared.memory_ns)
+        channel.send(
+            step="prepared",
+            placement=prepared.placement(),
+            memory_ns=prepared.memory_ns,
+            memlock_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+        )
         return True
     except CallFailed as error:
         channel.send(
@@ -164,7 +121,7 @@ def _attempt(call: Any) -> dict[str, Any]:
         }
 
 
-def _timed_cycles(prepared: Prepared) -> dict[str, Any]:
+def _timed_cycles(prepared: Prepared | Crew) -> dict[str, Any]:
     """Warm-up and timed cycles back to back; the garbage collector would show in the times."""
     case, operation = prepared.case, prepared.operation
     fresh = workloads.memory_spec(case.memory).fresh_each_cycle

@@ -6,8 +6,10 @@ raise CallFailed with the name of the C function.
 """
 
 import ctypes
+import os
+import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +25,10 @@ MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_NORESERVE = 0x4000
 MAP_HUGETLB = 0x40000
+MAP_FIXED_NOREPLACE = 0x100000  # since v4.17
 MAP_HUGE_2MB = 21 << 26
+MAP_HUGE_1GB = 30 << 26
+MADV_MERGEABLE = 12
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
 MADV_POPULATE_READ = 22  # since v5.14
@@ -36,15 +41,44 @@ MAX_RW_COUNT = 0x7FFFF000
 # include/linux/splice.h
 SPLICE_F_NONBLOCK = 0x2
 
+# include/linux/socket.h, include/uapi/asm-generic/socket.h
+AF_XDP = 44
+SOL_XDP = 283
+SO_ZEROCOPY = 60
+MSG_ZEROCOPY = 0x4000000
+
+# include/uapi/linux/if_xdp.h
+XDP_UMEM_REG = 4
+
+# include/uapi/linux/in.h, include/uapi/linux/errqueue.h
+IP_RECVERR = 11
+SO_EE_ORIGIN_ZEROCOPY = 5
+SO_EE_CODE_ZEROCOPY_COPIED = 1
+
 # include/uapi/asm-generic/unistd.h: the same numbers on every architecture
 NR_IO_URING_SETUP = 425
+NR_IO_URING_ENTER = 426
 NR_IO_URING_REGISTER = 427
+NR_MEMFD_SECRET = 447
 
 # include/uapi/linux/io_uring.h
 IORING_REGISTER_BUFFERS = 0
 IORING_UNREGISTER_BUFFERS = 1
 IO_URING_BUFFER_BYTES = 1 << 30  # 6.1 and 6.12 refuse a longer iovec with EFAULT
-IO_URING_PARAMS_BYTES = 120
+IORING_OP_READ_FIXED = 4
+IORING_OP_WRITE_FIXED = 5
+IORING_OP_READ = 22
+IORING_OP_WRITE = 23
+IORING_ENTER_GETEVENTS = 1 << 0
+IORING_OFF_SQ_RING = 0  # the completion queue too, as IORING_FEAT_SINGLE_MMAP says
+IORING_OFF_SQES = 0x10000000
+IORING_FEAT_SINGLE_MMAP = 1 << 0  # since v5.4
+
+# (mbind, move_pages): arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
+NR_MBIND, NR_MOVE_PAGES = (237, 279) if platform.machine() == "x86_64" else (235, 239)
+
+# include/uapi/linux/mempolicy.h
+MPOL_BIND = 2
 
 # include/uapi/linux/stat.h
 STATX_ATTR_DAX = 0x00200000
@@ -56,7 +90,15 @@ AT_EMPTY_PATH = 0x1000
 
 # include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_CHILD_SUBREAPER = 36
+
+
+# include/uapi/linux/capability.h: a set is two words of 32 bits
+CAPABILITY_VERSION_3 = 0x20080522
+CAP_NET_RAW = 13
+CAP_IPC_LOCK = 14
 
 
 class Iovec(ctypes.Structure):
@@ -66,6 +108,73 @@ class Iovec(ctypes.Structure):
 
 
 Iovecs = ctypes.Array[Iovec]
+
+
+class RingOffsets(ctypes.Structure):
+    """struct io_sqring_offsets and struct io_cqring_offsets, include/uapi/linux/io_uring.h.
+
+    The two differ in the names of three fields, which are named after both.
+    """
+
+    _fields_ = (
+        ("head", ctypes.c_uint32),
+        ("tail", ctypes.c_uint32),
+        ("ring_mask", ctypes.c_uint32),
+        ("ring_entries", ctypes.c_uint32),
+        ("flags_or_overflow", ctypes.c_uint32),
+        ("dropped_or_cqes", ctypes.c_uint32),
+        ("array_or_flags", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("user_address", ctypes.c_uint64),
+    )
+
+
+class IoUringParams(ctypes.Structure):
+    """struct io_uring_params, include/uapi/linux/io_uring.h."""
+
+    _fields_ = (
+        ("sq_entries", ctypes.c_uint32),
+        ("cq_entries", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("sq_thread_cpu", ctypes.c_uint32),
+        ("sq_thread_idle", ctypes.c_uint32),
+        ("features", ctypes.c_uint32),
+        ("wq_fd", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32 * 3),
+        ("sq_off", RingOffsets),
+        ("cq_off", RingOffsets),
+    )
+
+
+class IoUringSqe(ctypes.Structure):
+    """struct io_uring_sqe as reads and writes fill it, include/uapi/linux/io_uring.h."""
+
+    _fields_ = (
+        ("opcode", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("ioprio", ctypes.c_uint16),
+        ("fd", ctypes.c_int32),
+        ("offset", ctypes.c_uint64),
+        ("address", ctypes.c_uint64),
+        ("length", ctypes.c_uint32),
+        ("rw_flags", ctypes.c_uint32),
+        ("user_data", ctypes.c_uint64),
+        ("buffer_index", ctypes.c_uint16),
+        ("personality", ctypes.c_uint16),
+        ("splice_fd", ctypes.c_int32),
+        ("reserved", ctypes.c_uint64 * 2),
+    )
+
+
+class IoUringCqe(ctypes.Structure):
+    """struct io_uring_cqe, include/uapi/linux/io_uring.h."""
+
+    _fields_ = (
+        ("user_data", ctypes.c_uint64),
+        ("result", ctypes.c_int32),
+        ("flags", ctypes.c_uint32),
+    )
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -84,13 +193,29 @@ _size, _ssize, _pointer = ctypes.c_size_t, ctypes.c_ssize_t, ctypes.c_void_p
 _mmap = _function("mmap", _ssize, _size, _size, _int, _int, _int, _long)
 _munmap = _function("munmap", _int, _size, _size)
 _madvise = _function("madvise", _int, _size, _size, _int)
+_mprotect = _function("mprotect", _int, _size, _size, _int)
+_mlock = _function("mlock", _int, _size, _size)
+_capset = _function("capset", _int, _pointer, _pointer)
 _prctl = _function("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _statx = _function("statx", _int, _int, ctypes.c_char_p, _int, _uint, _pointer)
 _syscall = _function("syscall", _long, _long, _long, _long, _pointer, _long)
+# By subscript: a function object of its own, whose argument types do not change those of _syscall.
+_syscall6 = _libc["syscall"]
+_syscall6.restype = _long
+_syscall6.argtypes = (_long, _long, _ulong, _pointer, _pointer, _pointer, _ulong)
+# The same function again, with as many arguments as io_uring_enter has.
+_syscall_enter = _libc["syscall"]
+_syscall_enter.restype = _long
+_syscall_enter.argtypes = (_long, _long, _long, _long, _long, _pointer, _long)
 _vmsplice = _function("vmsplice", _ssize, _int, _pointer, _size, _uint)
+_process_vm_readv = _function(
+    "process_vm_readv", _ssize, _int, _pointer, _ulong, _pointer, _ulong, _ulong
+)
 _process_vm_writev = _function(
     "process_vm_writev", _ssize, _int, _pointer, _ulong, _pointer, _ulong, _ulong
 )
+_send = _function("send", _ssize, _int, _size, _size, _int)
+_connect = _function("connect", _int, _int, ctypes.c_char_p, _uint)
 
 
 def check(call: str, result: int, detail: str = "", elapsed_ns: int = 0) -> int:
@@ -109,9 +234,11 @@ def refusal_of(call: str, detail: str = "") -> Iterator[None]:
         raise CallFailed(call, error.errno or 0, detail) from error
 
 
-def mmap(address: int, size_bytes: int, prot: int, flags: int, fd: int = -1) -> int:
-    """The address of the new mapping, which starts at the file's offset 0."""
-    return check("mmap", int(_mmap(address, size_bytes, prot, flags, fd, 0)))
+def mmap(
+    address: int, size_bytes: int, prot: int, flags: int, fd: int = -1, offset: int = 0
+) -> int:
+    """The address of the new mapping, which starts at that offset of the file."""
+    return check("mmap", int(_mmap(address, size_bytes, prot, flags, fd, offset)))
 
 
 def munmap(address: int, size_bytes: int) -> None:
@@ -122,6 +249,41 @@ def madvise(address: int, size_bytes: int, advice: int) -> None:
     check("madvise", int(_madvise(address, size_bytes, advice)), f"advice {advice}")
 
 
+def mprotect(address: int, size_bytes: int, prot: int) -> None:
+    check("mprotect", int(_mprotect(address, size_bytes, prot)))
+
+
+def mlock(address: int, size_bytes: int) -> None:
+    check("mlock", int(_mlock(address, size_bytes)))
+
+
+def memfd_secret() -> int:
+    """The descriptor of an empty file whose pages the kernel's direct map does not have."""
+    close_on_exec = os.O_CLOEXEC
+    return check("memfd_secret", int(_syscall(NR_MEMFD_SECRET, close_on_exec, 0, None, 0)))
+
+
+def bind_to_node(address: int, size_bytes: int, node: int) -> None:
+    """mbind: pages of the range that are not there yet come from this node only."""
+    mask = (1 << node).to_bytes(node // 64 * 8 + 8, "little")
+    # the kernel looks at one bit less than it is told
+    bits = len(mask) * 8 + 1
+    result = _syscall6(NR_MBIND, address, size_bytes, MPOL_BIND, mask, bits, 0)
+    check("mbind", int(result), f"node {node}")
+
+
+def nodes_of_pages(addresses: list[int]) -> list[int]:
+    """The NUMA node of each page of this process, a negative errno where none is present.
+
+    move_pages(2) without a target. Needs no privilege.
+    """
+    count = len(addresses)
+    pages = (_pointer * count)(*addresses)
+    status = (_int * count)()
+    check("move_pages", int(_syscall6(NR_MOVE_PAGES, 0, count, pages, None, status, 0)))
+    return list(status)
+
+
 def populate_read(address: int, size_bytes: int) -> bool:
     """Fault a mapped range in for reading; False where a part of it cannot be read."""
     return int(_madvise(address, size_bytes, MADV_POPULATE_READ)) == 0
@@ -130,6 +292,20 @@ def populate_read(address: int, size_bytes: int) -> bool:
 def view(address: int, size_bytes: int) -> memoryview:
     """Mapped memory as writable bytes. It owns nothing: to use it after munmap is a segfault."""
     return memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B")
+
+
+def size_of(structure: type[ctypes.Structure]) -> int:
+    return ctypes.sizeof(structure)
+
+
+def word_at(address: int) -> ctypes.c_uint32:
+    """32 bits of memory that somebody else changes too: ``value`` reads and writes them."""
+    return ctypes.c_uint32.from_address(address)
+
+
+def last_errno() -> int:
+    """errno of this thread's latest call through here."""
+    return ctypes.get_errno()
 
 
 def address_of(buffer: Any) -> int:
@@ -163,16 +339,40 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     check("prctl", int(_prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)), "PR_SET_PDEATHSIG")
 
 
+def keep_capabilities_over_setuid() -> None:
+    check("prctl", int(_prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)), "PR_SET_KEEPCAPS")
+
+
+def stay_readable() -> None:
+    """A process that changed its user may read its own /proc files again."""
+    check("prctl", int(_prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)), "PR_SET_DUMPABLE")
+
+
+def set_capabilities(numbers: Iterable[int]) -> None:
+    """These capabilities permitted and effective, and no others."""
+    mask = sum(1 << number for number in numbers)
+    words = (mask & 0xFFFFFFFF, mask >> 32)
+    # struct __user_cap_header_struct and two of struct __user_cap_data_struct
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)(words[0], words[0], 0, words[1], words[1], 0)
+    check("capset", int(_capset(header, data)))
+
+
 def adopt_orphans() -> None:
     """Orphaned descendants become this process's children, so that it can reap them."""
     check("prctl", int(_prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)), "PR_SET_CHILD_SUBREAPER")
 
 
-def io_uring_setup(entries: int) -> int:
-    """A new ring's file descriptor. The kernel sets close-on-exec."""
-    params = ctypes.create_string_buffer(IO_URING_PARAMS_BYTES)
-    address = ctypes.addressof(params)
+def io_uring_setup(entries: int, params: IoUringParams | None = None) -> int:
+    """A new ring's file descriptor. The kernel sets close-on-exec, and fills ``params``."""
+    filled = params or IoUringParams()
+    address = ctypes.addressof(filled)
     return check("io_uring_setup", int(_syscall(NR_IO_URING_SETUP, entries, address, None, 0)))
+
+
+def io_uring_enter(ring: int, to_submit: int, min_complete: int, flags: int) -> int:
+    """Requests submitted, or -1."""
+    return int(_syscall_enter(NR_IO_URING_ENTER, ring, to_submit, min_complete, flags, None, 0))
 
 
 def io_uring_register(ring: int, opcode: int, buffers: Iovecs | None, count: int) -> int:
@@ -185,6 +385,22 @@ def vmsplice(pipe: int, vectors: Iovecs, flags: int) -> int:
     return int(_vmsplice(pipe, vectors, len(vectors), flags))
 
 
+def process_vm_readv(pid: int, local: Iovecs, remote: Iovecs) -> int:
+    """Bytes read, or -1."""
+    return int(_process_vm_readv(pid, local, len(local), remote, len(remote), 0))
+
+
 def process_vm_writev(pid: int, local: Iovecs, remote: Iovecs) -> int:
     """Bytes written, or -1."""
     return int(_process_vm_writev(pid, local, len(local), remote, len(remote), 0))
+
+
+def send(sock: int, address: int, size_bytes: int, flags: int) -> int:
+    """Bytes that the socket took, or -1."""
+    return int(_send(sock, address, size_bytes, flags))
+
+
+def disconnect(sock: int) -> int:
+    """Abort a TCP connection and keep the socket: 0 or -1."""
+    unspecified = bytes(16)  # struct sockaddr with AF_UNSPEC, which is 0
+    return int(_connect(sock, unspecified, len(unspecified)))

@@ -44,6 +44,7 @@ class RegisterOnDemand(Register):
             return registered_ns + self._touch(self._loopback, self._registered.rkey)
         except CallFailed:
             self.close()
+            self._loopback.recover()
             raise
 
     def _touch(self, loopback: verbs.Loopback, rkey: int) -> int:

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 PAGE_BYTES = 4096
 MIB = 1 << 20
+# What msg-zerocopy gives to one connection: a rule reckons what each send is charged.
+ZEROCOPY_SEND_BYTES = MIB
 
 PinClass = Literal["none", "get", "pin", "pin-longterm"]
 
@@ -24,11 +26,32 @@ class Need(StrEnum):
     IO_URING = "io-uring"
     PROCESS_VM = "process-vm"
     TARGET_DIO = "target-dio"
+    AF_XDP = "af-xdp"
+    MSG_ZEROCOPY = "msg-zerocopy"
+    VFIO = "vfio"
+    V4L2 = "v4l2"
+    UDMABUF = "udmabuf"
+    GUP_TEST = "gup-test"
     THP = "thp"
     HUGETLB_2M = "hugetlb-2m"
+    HUGETLB_1G = "hugetlb-1g"
     SCRATCH_EXT4 = "scratch-ext4"
+    SCRATCH_XFS = "scratch-xfs"
+    SCRATCH_BTRFS = "scratch-btrfs"
+    SCRATCH_TMPFS = "scratch-tmpfs"
     SCRATCH_DAX = "scratch-dax"
+    DEVDAX = "devdax"
+    SECRETMEM = "secretmem"
+    KSM = "ksm"
+    NUMA = "numa"
     MOVABLE = "movable"
+    ORDINARY_USER = "ordinary-user"
+    MEMLOCK = "memlock"
+
+
+# Needs that are capabilities of a device: with ``force`` the case runs without them, as a negative
+# test.
+CAPABILITIES = frozenset({Need.RDMA_ODP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +59,9 @@ class Case:
     """One workload on one memory with one set of parameters: the unit that is run and judged.
 
     ``params`` always has ``size_bytes``, what is registered or transferred; the memory maps whole
-    granules around it. The other keys are the workload's own parameters.
+    granules around it. The other keys are the workload's own parameters, and those of every case:
+    ``offset_bytes`` from a page's beginning, ``uid`` and ``memlock_bytes`` of the processes,
+    ``processes`` that do the same at once, each to memory of its own, ``force``.
     """
 
     workload: str
@@ -52,8 +77,17 @@ class Case:
         return int(self.params["size_bytes"])
 
     @property
+    def offset_bytes(self) -> int:
+        return int(self.params.get("offset_bytes", 0))
+
+    @property
+    def processes(self) -> int:
+        return int(self.params.get("processes", 1))
+
+    @property
     def pages(self) -> int:
-        return -(-self.size_bytes // PAGE_BYTES)
+        """Pages that the range touches in one process."""
+        return -(-(self.offset_bytes + self.size_bytes) // PAGE_BYTES)
 
     @property
     def id(self) -> str:
@@ -64,7 +98,7 @@ class Case:
         words.append(size_text(self.size_bytes))
         for name, value in sorted(self.params.items()):
             if name not in ("access", "size_bytes"):
-                words.append(f"{name}={str(value).lower()}")
+                words.append(f"{name}={_text(value)}")
         return "/".join(words)
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +145,10 @@ class Planned:
         return cls(message["seq"], message["round"], Case.from_json(message["case"]))
 
 
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def size_text(size_bytes: int) -> str:
     """The largest binary unit that divides the size: 65536 -> ``64KiB``, 4097 -> ``4097B``."""
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
@@ -137,24 +175,39 @@ class WorkloadSpec:
     needs: tuple[Need, ...] = ()
     params: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # What is held against RLIMIT_MEMLOCK, in a symbol of the rules' bounds; None: nothing is.
+    charged: Literal["bytes", "folio-bytes", "zerocopy-bytes"] | None = None
+    # Whether each process has the limit for itself, or all of a user's share it.
+    charged_to: Literal["process", "user"] = "process"
+    # What an ordinary user (parameter ``uid``) keeps of root's capabilities, to get that far.
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySpec:
     """A kind of memory a workload is applied to.
 
-    ``backing``: who owns the pages. ``shared``: MAP_SHARED. ``touched``: every page is present
-    (written, or for a private file read) before acquire. ``movable``: the pages lie in CMA or
-    ZONE_MOVABLE; ``foreign_reference``: somebody else holds a reference, so they cannot migrate.
-    ``fresh_each_cycle``: the first cycle changes the memory, so prepare is redone for each.
+    ``backing``: who owns the pages. ``shared``: MAP_SHARED. ``present``: what is behind the page
+    tables before acquire: pages of its own, nothing, the zero page, or pages that a write must copy
+    because somebody else (a file, another process, KSM) has them too. ``prot``: what the mapping
+    allows. ``extent``: how much of the range has memory: a hole is one page in the middle that is
+    not mapped, past-eof a second half behind the end of the file. ``file``: what a descriptor of
+    the pages leads to, a memfd that can be sealed, or a file of tmpfs, which cannot. ``movable``:
+    the pages lie in CMA or ZONE_MOVABLE; ``foreign_reference``: somebody else holds a reference, so
+    they cannot migrate. ``fresh_each_cycle``: the first cycle changes the memory, so prepare is
+    redone for each.
     """
 
     name: str
     module: str
     summary: str
-    backing: Literal["anon", "shmem", "hugetlb", "file", "fsdax"]
+    backing: Literal["anon", "shmem", "hugetlb", "file", "fsdax", "devdax", "secretmem", "nothing"]
     shared: bool = False
-    touched: bool = True
+    present: Literal["own", "absent", "zero-page", "copy-on-write"] = "own"
+    prot: Literal["rw", "r", "none"] = "rw"
+    extent: Literal["whole", "hole", "past-eof", "unmapped"] = "whole"
+    file: Literal["none", "memfd", "tmpfs", "other"] = "none"
+    locked: bool = False
     movable: bool = False
     foreign_reference: bool = False
     fresh_each_cycle: bool = False
@@ -189,9 +242,12 @@ class Surroundings:
     """What the runner found on this machine and hands to the child: never probed twice."""
 
     device: str | None = None
-    scratch: Mapping[str, str] = field(
-        default_factory=dict
-    )  # "ext4" / "dax" / "target" -> directory
+    # kind of scratch ("ext4", "xfs", "btrfs", "tmpfs", "dax", "target") -> directory
+    scratch: Mapping[str, str] = field(default_factory=dict)
+    # "devdax" -> /dev/daxN.N, "vfio" -> PCI address, "v4l2" -> /dev/videoN
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    # NUMA nodes with memory
+    numa_nodes: tuple[int, ...] = (0,)
     # [first, one past the last] page frame numbers of each CMA area; None where it is not known
     cma_ranges: tuple[tuple[int, int], ...] | None = None
     page_frames_visible: bool = False

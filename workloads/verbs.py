@@ -115,6 +115,7 @@ class Loopback:
 
     def __init__(self, context: Context, domain: PD, bounce: Region, owner: Owner):
         self.bounce = bounce
+        self._context = context
         self._completions = CQ(context, 2 * _WORK_REQUESTS)
         owner.release_with("ibv_destroy_cq", self._completions.close)
         capacity = QPCap(max_send_wr=_WORK_REQUESTS, max_recv_wr=1, max_send_sge=1, max_recv_sge=1)
@@ -125,7 +126,7 @@ class Loopback:
             ),
         )
         owner.release_with("ibv_destroy_qp", self._pair.close)
-        self._connect(context)
+        self._connect()
         self._bounce_mr, _ = register(
             domain, bounce.address, bounce.size_bytes, int(e.IBV_ACCESS_LOCAL_WRITE)
         )
@@ -169,7 +170,15 @@ class Loopback:
                     _opcode_name(opcode), ETIMEDOUT, f"{count} completions are missing"
                 )
 
-    def _connect(self, context: Context) -> None:
+    def recover(self) -> None:
+        """After a refused access the queue pair answers nothing: set it up anew."""
+        self._pair.modify(QPAttr(qp_state=e.IBV_QPS_RESET), e.IBV_QP_STATE)
+        while self._completions.poll(_WORK_REQUESTS)[0]:
+            pass
+        self._connect()
+
+    def _connect(self) -> None:
+        context = self._context
         port = context.query_port(_PORT)
         attributes = QPAttr(port_num=_PORT)
         attributes.qp_access_flags = (

@@ -26,8 +26,9 @@ def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> "
     owner.release_with(os.devnull, lambda: os.close(sink))
     pipes = []
     piped_bytes = 0
-    while piped_bytes < region.size_bytes:
-        pipe = _pipe(region.size_bytes - piped_bytes, owner)
+    wanted_bytes = case.pages * PAGE_BYTES  # a page that is only touched takes a slot as well
+    while piped_bytes < wanted_bytes:
+        pipe = _pipe(wanted_bytes - piped_bytes, owner)
         piped_bytes += pipe.capacity_bytes
         pipes.append(pipe)
     return Vmsplice(region, pipes, sink)
@@ -54,7 +55,8 @@ class Vmsplice:
         self._parts = []
         offset = 0
         for pipe in self._pipes:
-            length = min(region.size_bytes - offset, pipe.capacity_bytes)
+            room_bytes = pipe.capacity_bytes - (region.address + offset) % PAGE_BYTES
+            length = min(region.size_bytes - offset, room_bytes)
             vectors = libc.iovecs([(region.address + offset, length)])
             self._parts.append((pipe.reader, pipe.writer, vectors))
             offset += length

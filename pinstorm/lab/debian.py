@@ -33,6 +33,14 @@ _TARGET_FORMAT = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(ORIGIN)\t$(CREATED_BY
 _IMAGE = re.compile(r"linux-image-(\d+\.\d+\.\d+[\w.+~]*(?:-\d+)?-amd64)")
 
 
+class FetchError(UsageError):
+    """No package can be had; ``cause`` without the remedy, for those who know a better one."""
+
+    def __init__(self, cause: str, remedy: str):
+        super().__init__(f"{cause}: {remedy}")
+        self.cause = cause
+
+
 @dataclass(frozen=True, slots=True)
 class Mirrors:
     """Base URIs of the Debian archive and of its security archive, as the host's apt has them."""
@@ -92,9 +100,11 @@ def newest_with_prefix(prefix: str, releases: Sequence[str]) -> str | None:
 class Apt:
     """One private apt configuration: a directory in the cache and the suites it reads."""
 
-    def __init__(self, directory: Path, suites: Sequence[str]):
+    def __init__(self, directory: Path, suites: Sequence[str], wanted: str = "kernel"):
         self.directory = directory
         self.suites = tuple(suites)
+        # what errors say that it is asked for
+        self.wanted = wanted
 
     @property
     def _config(self) -> Path:
@@ -144,6 +154,22 @@ class Apt:
         self._run("apt-get", "-qq", "download", *packages, cwd=into)
         return sorted(into.glob("*.deb"))
 
+    def version(self, package: str) -> str | None:
+        """The newest version of a package that these suites offer; None when they have none."""
+        known = self._run("apt-cache", "policy", package)
+        match = re.search(r"^  Candidate: (\S+)$", known, re.MULTILINE)
+        return match[1] if match and match[1] != "(none)" else None
+
+    def download_closure(self, packages: Sequence[str]) -> list[Path]:
+        """Fetch and verify the packages and all that they depend on, whatever the host has."""
+        nothing_installed = self.directory / "status"
+        nothing_installed.touch()
+        self._run(
+            *("apt-get", "-qq", "-y", "-o", f"Dir::State::status={nothing_installed}"),
+            *("--no-install-recommends", "--download-only", "install", *packages),
+        )
+        return sorted((self.directory / "archives").glob("*.deb"))
+
     def _run(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
         command = [program, "-c", str(self._config), *arguments]
         done = subprocess.run(
@@ -155,7 +181,7 @@ class Apt:
             env={**os.environ, "LC_ALL": "C"},
         )
         if done.returncode:
-            raise UsageError(explain_failure(done.stderr, self.suites))
+            raise explain_failure(done.stderr, self.suites, self.wanted)
         return done.stdout
 
 
@@ -178,9 +204,9 @@ def keyring() -> Path:
     for path in _KEYRINGS:
         if path.exists():
             return path
-    raise UsageError(
-        f"the archive's keyring {_KEYRINGS[0]} is missing, so kernels cannot be verified: "
-        "install the package debian-archive-keyring, or give --kernel the path of a vmlinuz"
+    raise FetchError(
+        f"the archive's keyring {_KEYRINGS[0]} is missing, so kernels cannot be verified",
+        "install the package debian-archive-keyring, or give --kernel the path of a vmlinuz",
     )
 
 
@@ -188,9 +214,9 @@ def keyring() -> Path:
 def host_mirrors() -> Mirrors:
     """The mirrors that this machine's apt uses; UsageError where there is no Debian's apt."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise UsageError(
-            "kernels are fetched with Debian's apt, which this machine does not have: "
-            "give --kernel the path of a vmlinuz that has its modules beside it"
+        raise FetchError(
+            "kernels are fetched with Debian's apt, which this machine does not have",
+            "give --kernel the path of a vmlinuz that has its modules beside it",
         )
     done = subprocess.run(
         ["apt-get", "indextargets", "--format", _TARGET_FORMAT],
@@ -200,14 +226,15 @@ def host_mirrors() -> Mirrors:
     )
     mirrors = parse_index_targets(done.stdout)
     if mirrors is None:
-        raise UsageError(
+        raise FetchError(
             "this machine's apt names no Debian mirror (apt-get indextargets), so no kernel can be "
-            "fetched: give --kernel the path of a vmlinuz that has its modules beside it"
+            "fetched",
+            "give --kernel the path of a vmlinuz that has its modules beside it",
         )
     return mirrors
 
 
-def explain_failure(stderr: str, suites: Sequence[str]) -> str:
+def explain_failure(stderr: str, suites: Sequence[str], wanted: str = "kernel") -> FetchError:
     """One sentence from apt's errors: no network, a bad signature, or its own first line."""
     # a warning, such as that root fetches unsandboxed, can stand before the error
     lines = [
@@ -226,8 +253,11 @@ def explain_failure(stderr: str, suites: Sequence[str]) -> str:
         "connection timed out",
     )
     if any(words in stderr for words in unreachable):
-        return (
-            f"the Debian mirror cannot be reached for the kernel of {named} ({first}): "
-            "check the network, or give --kernel a cached kernel or the path of a vmlinuz"
+        return FetchError(
+            f"the Debian mirror cannot be reached for the {wanted} of {named} ({first})",
+            "check the network, or give --kernel a cached kernel or the path of a vmlinuz",
         )
-    return f"apt cannot fetch the kernel of {named} ({first}): repair it, or give --kernel a path"
+    return FetchError(
+        f"apt cannot fetch the {wanted} of {named} ({first})",
+        "repair it, or give --kernel a path",
+    )

@@ -18,6 +18,7 @@ from pinstorm.journal import Journal
 from pinstorm.lab import setup
 from pinstorm.runner import Identity, Runner
 from pinstorm.spawn import Zygote
+from pinstorm.witness import witness
 from telemetry import clock, fingerprint, kmsg
 from telemetry.vmstat import Counters
 from workloads.spec import Need, Planned
@@ -25,10 +26,21 @@ from workloads.spec import Need, Planned
 # The needs that are not met when a piece of the set-up failed.
 NEEDS_OF_PIECE = {
     "rxe": (Need.RDMA_DEVICE, Need.RDMA_ODP),
-    "pmem-dax": (Need.SCRATCH_DAX,),
+    "loopback": (Need.MSG_ZEROCOPY,),
     "scratch-ext4": (Need.SCRATCH_EXT4, Need.TARGET_DIO),
+    "scratch-xfs": (Need.SCRATCH_XFS,),
+    "scratch-btrfs": (Need.SCRATCH_BTRFS,),
+    "scratch-tmpfs": (Need.SCRATCH_TMPFS,),
+    "pmem-dax": (Need.SCRATCH_DAX,),
+    "devdax": (Need.DEVDAX,),
     "hugepages": (Need.HUGETLB_2M,),
+    "hugepages-1g": (Need.HUGETLB_1G,),
     "movable": (Need.MOVABLE,),
+    "numa": (Need.NUMA,),
+    "ksm": (Need.KSM,),
+    "vfio": (Need.VFIO,),
+    "v4l2": (Need.V4L2,),
+    "gup-test": (Need.GUP_TEST,),
 }
 
 
@@ -47,6 +59,7 @@ def main() -> None:
         capabilities=zygote.capabilities,
         pyverbs_error=zygote.pyverbs_error,
         log=log,
+        nodes=provided.nodes,
         setup_failures=_failures(provided),
     )
     identity = Identity(
@@ -60,8 +73,11 @@ def main() -> None:
         lab=True,
     )
     lines = Journal.append_to(job["journal"])
-    with Counters() as counters:
-        runner = Runner(identity, survey, counters, zygote, log, lambda line: None)
+    with (
+        Counters() as counters,
+        witness(job["trace"], stays_armed=job["accel"] == "tcg") as seen,
+    ):
+        runner = Runner(identity, survey, counters, zygote, log, lambda line: None, seen)
         report = {**_report(provided, runner), "fingerprint": machine}
         _write(Path(job["report"]), report)
         runner.run([Planned.from_json(planned) for planned in job["plan"]], lines)
@@ -86,6 +102,7 @@ def _report(provided: setup.Lab, runner: Runner) -> dict[str, Any]:
         "setup": provided.to_json(),
         "clock": [clock.pair()],
         "selftest": runner.self_test(),
+        "trace": runner.witness.report(),
         "device": runner.survey.around.device,
         "unmet": [entry.to_json() for entry in runner.survey.lacking.values()],
         "containment": runner.containment_kind,

@@ -30,7 +30,8 @@ ALL = "all"
 _LOADED = (
     *("9p", "9pnet_virtio", "virtio_console", "virtio_mmio", "virtio_pci", "virtio_blk"),
     *("rdma_rxe", "ib_uverbs", "dummy", "nd_pmem", "nd_e820", "ext4", "xfs", "btrfs", "overlay"),
-    *("brd", "null_blk", "loop", "vfio_pci", "vfio_iommu_type1", "iommufd"),
+    *("brd", "null_blk", "loop", "vfio_pci", "vfio_iommu_type1", "iommufd", "vivid"),
+    *("device_dax", "dax_pmem", "udmabuf"),
 )
 _VERSION = re.compile(r"\d+(\.\d+)*([-+~][\w.+~-]*)?")
 _REMEMBERED = "kernels/names.json"
@@ -43,6 +44,7 @@ class Kernel:
     ``vmlinuz``: the packed image. ``vmlinux``: the same unpacked, an ELF file that QEMU enters
     directly (PVH), or None. ``modules``: BASE/lib/modules/RELEASE, with modules.dep.
     ``config_file``: the build configuration, or None where the package did not bring it.
+    ``gup_test``: the module of pinstorm.lab.gup_test_module, where it was asked for and is needed.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Kernel:
     modules: Path
     vmlinux: Path | None = None
     config_file: Path | None = None
+    gup_test: Path | None = None
 
     @property
     def modules_base(self) -> Path:
@@ -166,7 +169,19 @@ def _remembered(name: str) -> Kernel | None:
     directory = root / "kernels" / str(entry.get("release", name))
     if name in ("", ".", "..") or not (directory / "usr/lib/modules").is_dir():
         return None
-    return from_directory(name, directory)
+    kernel = from_directory(name, directory)
+    _unpack_newly_listed(kernel)
+    return kernel
+
+
+def _unpack_newly_listed(kernel: Kernel) -> None:
+    """A kernel of an older pinstorm's cache has modules packed that guests load by now."""
+    if not _packed(kernel.modules):
+        return
+    with cache.locked(kernel.modules_base):
+        if _packed(kernel.modules):
+            _unpack_modules(kernel.modules)
+            _run("depmod", "--basedir", str(kernel.modules_base), kernel.release)
 
 
 def _apt(name: str, root: Path) -> debian.Apt:
@@ -237,11 +252,18 @@ def _merge_lib(tree: Path) -> None:
 
 def _unpack_modules(modules: Path) -> None:
     """Unpack the modules that guests load, and those they depend on; depmod has to run after."""
-    for path in module_closure((modules / "modules.dep").read_text(), _LOADED):
-        packed = modules / path
-        if packed.suffix == ".xz" and packed.is_file():
-            packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
-            packed.unlink()
+    for packed in _packed(modules):
+        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        packed.unlink()
+
+
+def _packed(modules: Path) -> list[Path]:
+    try:
+        listed = (modules / "modules.dep").read_text()
+    except FileNotFoundError:  # nothing is built as a module, or depmod never ran
+        return []
+    paths = module_closure(listed, _LOADED)
+    return [modules / p for p in paths if p.endswith(".xz") and (modules / p).is_file()]
 
 
 def module_closure(modules_dep: str, names: Iterable[str]) -> list[str]:

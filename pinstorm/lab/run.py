@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from pinstorm import __version__, budget, bundle, host, journal
 from pinstorm.errors import ExitCode, Interrupted
 from pinstorm.journal import Journal
 from pinstorm.lab import accel, boot, kernels
+from pinstorm.lab.gup_test_module import module_for
 from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.setup import GUP_TEST_MODULE
 from pinstorm.lab.shape import MEMORY_MIB, PLAIN, SHAPES, Shape, shapes_for
+from pinstorm.needs import needs_of
 from pinstorm.outcome import exit_code
 from pinstorm.runner import Identity
 from pinstorm.suite import Suite
 from telemetry import kernel_config, packages
-from workloads.spec import MIB, Planned
+from workloads.spec import MIB, Need, Planned
 
 Listener = Callable[[dict[str, Any]], None]
 Note = Callable[[str], None]
@@ -82,6 +85,11 @@ def resolve_kernels(names: Sequence[str], note: Note = lambda text: None) -> lis
     return list({kernel.release: kernel for kernel in found}.values())
 
 
+def with_gup_test(found: Sequence[Kernel], note: Note) -> list[Kernel]:
+    """The same kernels, each with the module of the kernel's own GUP test; UsageError."""
+    return [replace(kernel, gup_test=module_for(kernel, note)) for kernel in found]
+
+
 def check_budget(plan: Sequence[Planned]) -> None:
     """UsageError when a case would pin more than a quarter of a guest's memory."""
     budget.check((planned.case for planned in plan), MEMORY_MIB * MIB // 4)
@@ -118,8 +126,7 @@ def run_kernel(
     _compile_sources()
     done = Done(kernel, path)
     try:
-        wanted = dict.fromkeys(_shape_of(planned) for planned in plan)
-        for shape in shapes_for(kernel, wanted):
+        for shape in shapes_for(kernel, _wanted(plan)):
             cases = [planned for planned in plan if _shape_of(planned) in shape.serves]
             _run_shape(run, shape, cases)
     except KeyboardInterrupt:
@@ -147,7 +154,7 @@ def _take_over(run: _Run, old: bundle.Bundle, plan: Sequence[Planned]) -> None:
 
 def shell(kernel: Kernel) -> int:
     """A root shell on the terminal, in a guest that has been set up; its exit code."""
-    (shape,) = shapes_for(kernel, SHAPES)[-1:]
+    (shape,) = shapes_for(kernel, dict.fromkeys(SHAPES, tuple(Need)))[-1:]
     setup = [sys.executable, "-m", "pinstorm.lab.setup", *shape.pieces]
     return boot.interactive(kernel, shape, setup)
 
@@ -182,6 +189,14 @@ def _shape_of(planned: Planned) -> str:
     return workloads.memory_spec(planned.case.memory).shape or PLAIN
 
 
+def _wanted(plan: Sequence[Planned]) -> dict[str, set[Need]]:
+    """The needs of the cases of each shape."""
+    wanted: dict[str, set[Need]] = {}
+    for planned in plan:
+        wanted.setdefault(_shape_of(planned), set()).update(needs_of(planned.case))
+    return wanted
+
+
 def _run_shape(run: _Run, shape: Shape, cases: Sequence[Planned]) -> None:
     """Boot until every case has a record."""
     lost_boots = 0
@@ -214,6 +229,8 @@ def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
     # The host's module path, spelled out: what site and its .pth files do takes 2 s in a guest.
     command = [sys.executable, "-S", "-m", "pinstorm.lab.guest", str(job)]
     environment = {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])}
+    if run.kernel.gup_test is not None:
+        environment[GUP_TEST_MODULE] = str(run.kernel.gup_test)
     with boot.boot(
         run.kernel, shape, command, run.path, run.console_path, environment,
         accel=run.accelerator,
@@ -249,8 +266,9 @@ def _job(run: _Run, shape: Shape, todo: Sequence[Planned], report: Path) -> dict
         "run": run.path.parent.name,
         "accel": run.accelerator.name,
         "host": platform.node(),
-        "pieces": list(shape.pieces),
+        "pieces": [*shape.pieces, *(["gup-test"] if run.kernel.gup_test else [])],
         "include": list(run.include),
+        "trace": run.suite.trace is not False,
         "journal": str(run.journal_path),
         "report": str(report),
         "plan": [planned.to_json() for planned in todo],
@@ -373,9 +391,15 @@ def _manifest(run: _Run, only: str | None) -> dict[str, Any]:
         "only": only,
         "accel": run.accelerator.name,
         "qemu": accel.qemu_version(),
-        "lab": {"kernel": run.kernel.name, "release": run.kernel.release, "host": platform.node()},
+        "lab": {
+            "kernel": run.kernel.name,
+            "release": run.kernel.release,
+            "host": platform.node(),
+            "gup_test_module": run.kernel.gup_test is not None,
+        },
         "identity": first.get("identity"),
         "selftest": first.get("selftest"),
+        "trace": first.get("trace"),
         "device": first.get("device"),
         "boots": boots,
         **fingerprint,

@@ -1,20 +1,22 @@
-"""What the guest is given before its cases run: an RDMA device, DAX, scratch, huge pages, CMA.
+"""What the guest is given before its cases run: an RDMA device, scratch, special memory, devices.
 
 Runs in the guest, as root, and imports nothing slow. Every piece fails by itself and says
 why; the cases that need it are skipped with that reason. Pieces do not wait for each other.
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from telemetry import hugepages as huge
-from telemetry import meminfo, mountinfo, zoneinfo
+from telemetry import meminfo, mountinfo, numa, zoneinfo
 
 RUN = Path("/run/pinstorm")
 DEVICE = "rxe0"
@@ -22,13 +24,30 @@ _INTERFACE = "dummy0"
 _ADDRESS = "192.0.2.1/24"  # TEST-NET-1, RFC 5737: routed nowhere
 _MTU_BYTES = 9000
 _HUGE_BYTES = 2 << 20
+_GIGANTIC_BYTES = 1 << 30
 # Made by the guest's entry when the modules of the shape have been tried; see pinstorm.lab.boot.
 MODULES_LOADED = RUN / "modules-loaded"
 COMMAND_DEADLINE_S = 60.0
+# The environment variable that names the module's file, set by pinstorm.lab.run.
+GUP_TEST_MODULE = "PINSTORM_GUP_TEST_MODULE"
 # Blocks of a page, so that DAX can map them. The inode tables are left to be written when they are
 # needed, and nothing is discarded: both take seconds under emulation, neither touches user pages.
 # The journal stays: without one, ext4 goes other ways in write-back and in DAX mounts.
-_MKFS = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=1", "-N", "4096")
+_MKFS = {
+    "ext4": (
+        *("mkfs.ext4", "-q", "-F", "-b", "4096", "-N", "4096"),
+        *("-E", "nodiscard,lazy_itable_init=1"),
+    ),
+    "xfs": ("mkfs.xfs", "-q", "-f", "-K", "-d", "agcount=2"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f", "-K", "-m", "single", "-d", "single"),
+}
+_TMPFS_MIB = 256
+# Where pinstorm.lab.shape has the kernel make persistent memory for device-DAX.
+DEVDAX_AT_MIB = 4736
+_PCI = Path("/sys/bus/pci")
+# QEMU's teaching device: docs/specs/edu.rst
+_EDU = ("0x1234", "0x11e8")
+_VIVID_CAPTURE = re.compile(r"vivid-\d+-vid-cap")
 
 
 class SetupError(Exception):
@@ -36,21 +55,53 @@ class SetupError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What a piece made: in words, and what cases need to find it.
+
+    ``scratch``: directories by kind; ``nodes``: devices by kind, as in workloads.spec.Surroundings.
+    """
+
+    detail: str
+    scratch: Mapping[str, Path] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class SetupResult:
     """Whether a piece is there, what it is or why it is not, and how long it took."""
 
     ok: bool
-    detail: str
+    given: Given
     elapsed_s: float = 0.0
+
+    @property
+    def detail(self) -> str:
+        return self.given.detail
 
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """What the pieces gave: each one's result, directories by kind of scratch, the RDMA device."""
+    """What the pieces gave, by piece, and together: scratch directories, devices.
+
+    ``modules_s``: how long the modules took that the guest's entry loads, since Python ran.
+    """
 
     results: Mapping[str, SetupResult]
-    scratch: Mapping[str, str]
-    device: str | None
+    modules_s: float = 0.0
+
+    @property
+    def scratch(self) -> dict[str, str]:
+        done = self._done()
+        return {kind: str(path) for given in done for kind, path in given.scratch.items()}
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        return {kind: node for given in self._done() for kind, node in given.nodes.items()}
+
+    @property
+    def device(self) -> str | None:
+        result = self.results.get("rxe")
+        return DEVICE if result is not None and result.ok else None
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -58,25 +109,26 @@ class Lab:
                 name: {"ok": r.ok, "detail": r.detail, "elapsed_s": round(r.elapsed_s, 3)}
                 for name, r in self.results.items()
             },
-            "scratch": dict(self.scratch),
+            "modules_s": round(self.modules_s, 3),
+            "scratch": self.scratch,
+            "nodes": self.nodes,
             "device": self.device,
         }
+
+    def _done(self) -> list[Given]:
+        return [result.given for result in self.results.values() if result.ok]
 
 
 def set_up(pieces: Iterable[str]) -> Lab:
     """Set up the named pieces, at the same time; never raises for one that fails."""
     names = list(dict.fromkeys(pieces))
+    start = time.monotonic()
     if RUN.is_dir():
         _wait_for(MODULES_LOADED.exists, "", COMMAND_DEADLINE_S, raises=False)
+    modules_s = time.monotonic() - start
     with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
         results = dict(zip(names, pool.map(_attempt, names), strict=True))
-    done = {name for name, result in results.items() if result.ok}
-    scratch = {}
-    if "scratch-ext4" in done:
-        scratch["ext4"] = scratch["target"] = str(RUN / "ext4")
-    if "pmem-dax" in done:
-        scratch["dax"] = str(RUN / "dax")
-    return Lab(results, scratch, DEVICE if "rxe" in done else None)
+    return Lab(results, modules_s)
 
 
 def _attempt(name: str) -> SetupResult:
@@ -85,13 +137,13 @@ def _attempt(name: str) -> SetupResult:
     try:
         if piece is None:
             raise SetupError(f"no set-up piece is called {name!r}: give {', '.join(PIECES)}")
-        ok, detail = True, piece()
+        ok, given = True, piece()
     except (SetupError, OSError) as error:
-        ok, detail = False, str(error)
-    return SetupResult(ok, detail, time.monotonic() - start)
+        ok, given = False, Given(str(error))
+    return SetupResult(ok, given, time.monotonic() - start)
 
 
-def rxe() -> str:
+def rxe() -> Given:
     """A Soft-RoCE device on a dummy interface: loopback RDMA without hardware."""
     _load("rdma_rxe", "ib_uverbs", "dummy")
     if not Path("/sys/class/net", _INTERFACE).exists():
@@ -104,33 +156,111 @@ def rxe() -> str:
         _run("rdma", "link", "add", DEVICE, "type", "rxe", "netdev", _INTERFACE)
     node = Path("/dev/infiniband/uverbs0")
     _wait_for(node.exists, f"{node} did not appear")
-    return f"{DEVICE} on {_INTERFACE} ({_ADDRESS})"
+    return Given(f"{DEVICE} on {_INTERFACE} ({_ADDRESS})")
 
 
-def pmem_dax() -> str:
+def loopback() -> Given:
+    """The loopback interface is up: over it MSG_ZEROCOPY sends to itself."""
+    flags = Path("/sys/class/net/lo/flags")
+    if not int(flags.read_text(), 16) & 1:  # IFF_UP, include/uapi/linux/if.h
+        _run("ip", "link", "set", "lo", "up")
+    return Given("lo is up")
+
+
+def pmem_dax() -> Given:
     """ext4 mounted with -o dax on persistent memory that the kernel option memmap= made of RAM."""
     _load("nd_pmem", "nd_e820", "ext4")
     device = Path("/dev/pmem0")
     _wait_for(device.exists, f"{device} did not appear (kernel option memmap=512M!4G?)")
-    directory = _make_ext4(device, RUN / "dax", "dax")
+    directory = _make("ext4", device, RUN / "dax", "dax")
     mount = mountinfo.of_path(directory)
     # a kernel that cannot do DAX mounts without it and only says so in the log
     if mount is None or not mountinfo.is_dax(mount):
         raise SetupError(f"{directory} is mounted without dax")
-    return f"{device} on {directory}, ext4, dax"
+    return Given(f"{device} on {directory}, ext4, dax", {"dax": directory})
 
 
-def scratch_ext4() -> str:
+def devdax() -> Given:
+    """A range of persistent memory as a character device: device-DAX.
+
+    What ``ndctl create-namespace --mode=devdax --map=mem`` does: the region's unused dax device is
+    given the namespace, which must have no driver, and is then bound to dax_pmem. See
+    Documentation/driver-api/nvdimm/nvdimm.rst.
+    """
+    _load("nd_e820", "device_dax", "dax_pmem")
+    _wait_for(lambda: _namespace() is not None, f"no persistent memory at {DEVDAX_AT_MIB} MiB")
+    namespace = _namespace()
+    assert namespace is not None
+    node = Path("/dev", namespace.name.replace("namespace", "dax"))
+    if not node.exists():
+        seed = namespace.parent / (namespace.parent / "dax_seed").read_text().strip()
+        for name, value in (("mode", "ram"), ("align", _HUGE_BYTES), ("uuid", uuid.uuid4())):
+            (seed / name).write_text(str(value))
+        _wait_for(lambda: _claim(namespace, seed), f"{namespace.name} keeps another driver")
+        Path("/sys/bus/nd/drivers/dax_pmem/bind").write_text(seed.name)
+        _wait_for(node.exists, f"{node} did not appear")
+    size_mib = int(Path("/sys/bus/dax/devices", node.name, "size").read_text()) >> 20
+    return Given(f"{node} ({size_mib} MiB)", nodes={"devdax": str(node)})
+
+
+def _namespace() -> Path | None:
+    """The namespace of persistent memory that is meant for device-DAX, once it is there."""
+    for path in Path("/sys/bus/nd/devices").glob("namespace*"):
+        try:
+            if int((path / "resource").read_text(), 16) == DEVDAX_AT_MIB << 20:
+                return path.resolve()
+        except OSError:  # it is being made
+            continue
+    return None
+
+
+def _claim(namespace: Path, seed: Path) -> bool:
+    """Give ``seed`` the namespace; False while a driver, which comes by itself, has it."""
+    try:
+        if (namespace / "driver").exists():
+            (namespace / "driver/unbind").write_text(namespace.name)
+        (seed / "namespace").write_text(namespace.name)
+    except OSError:
+        return False
+    return True
+
+
+def scratch_ext4() -> Given:
     """ext4 on a RAM disk: file-backed memory, and the target of direct IO."""
-    _load("ext4", "brd")  # its size stands on the kernel's command line, see pinstorm.lab.shape
-    device = Path("/dev/ram0")
+    return _scratch("ext4", 0, "target")
+
+
+def scratch_xfs() -> Given:
+    """XFS on a RAM disk."""
+    return _scratch("xfs", 1)
+
+
+def scratch_btrfs() -> Given:
+    """btrfs on a RAM disk."""
+    return _scratch("btrfs", 2)
+
+
+def _scratch(fs_type: str, number: int, *kinds: str) -> Given:
+    _load(fs_type, "brd")  # its size stands on the kernel's command line, see pinstorm.lab.shape
+    device = Path(f"/dev/ram{number}")
     _wait_for(device.exists, f"{device} did not appear")
-    directory = _make_ext4(device, RUN / "ext4", "noatime")
-    size_mib = int(Path("/sys/block/ram0/size").read_text()) >> 11
-    return f"{device} ({size_mib} MiB) on {directory}, ext4"
+    directory = _make(fs_type, device, RUN / fs_type, "noatime")
+    size_mib = int(Path("/sys/block", device.name, "size").read_text()) >> 11
+    detail = f"{device} ({size_mib} MiB) on {directory}, {fs_type}"
+    return Given(detail, dict.fromkeys((fs_type, *kinds), directory))
 
 
-def hugepages() -> str:
+def scratch_tmpfs() -> Given:
+    """tmpfs of base pages."""
+    directory = RUN / "tmpfs"
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.path.ismount(directory):
+        options = f"size={_TMPFS_MIB}m,huge=never,mode=1777"
+        _run("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory))
+    return Given(f"tmpfs ({_TMPFS_MIB} MiB) on {directory}", {"tmpfs": directory})
+
+
+def hugepages() -> Given:
     """A pool of 2 MiB pages; the kernel option hugepages= made it, else it is asked for here."""
     pool = huge.read().get(_HUGE_BYTES)
     if pool is not None and not pool.total:
@@ -138,51 +268,140 @@ def hugepages() -> str:
         pool = huge.read().get(_HUGE_BYTES)
     if pool is None or not pool.free:
         raise SetupError("the kernel gave no 2 MiB pages (nr_hugepages stays 0)")
-    return f"{pool.free} free pages of 2 MiB"
+    return Given(f"{pool.free} free pages of 2 MiB")
 
 
-def movable() -> str:
+def hugepages_1g() -> Given:
+    """A page of 1 GiB, which only the kernel option hugepages= can be sure to get."""
+    pool = huge.read().get(_GIGANTIC_BYTES)
+    if pool is None or not pool.free:
+        raise SetupError("the kernel gave no 1 GiB page (hugepagesz=1G hugepages=1)")
+    return Given(f"{pool.free} free page of 1 GiB")
+
+
+def movable() -> Given:
     """Memory that a long-term pin must leave: a CMA area, or a ZONE_MOVABLE that has pages."""
     if cma_bytes := meminfo.read().cma_total_bytes:
-        return f"CMA of {cma_bytes >> 20} MiB"
+        return Given(f"CMA of {cma_bytes >> 20} MiB")
     pages = sum(zone.present_pages or 0 for zone in zoneinfo.read() if zone.name == "Movable")
     if not pages:
         raise SetupError("neither a CMA area nor a ZONE_MOVABLE with pages (cma=, kernelcore=)")
-    return f"ZONE_MOVABLE of {pages >> 8} MiB"
+    return Given(f"ZONE_MOVABLE of {pages >> 8} MiB")
 
 
-def tracing() -> str:
+def numa_nodes() -> Given:
+    """Two nodes with memory, which QEMU made."""
+    nodes = [node.node for node in numa.read() if node.total_bytes]
+    if len(nodes) < 2:
+        raise SetupError("the kernel sees one node with memory")
+    return Given(f"nodes {', '.join(map(str, nodes))}")
+
+
+def ksm() -> Given:
+    """ksmd merges soon what asked for it by MADV_MERGEABLE, and looks at nothing else.
+
+    See Documentation/admin-guide/mm/ksm.rst.
+    """
+    directory = Path("/sys/kernel/mm/ksm")
+    for name, value in (("sleep_millisecs", 10), ("pages_to_scan", 10_000), ("run", 1)):
+        (directory / name).write_text(str(value))
+    return Given("10000 pages every 10 ms")
+
+
+def vfio() -> Given:
+    """QEMU's edu device, behind an IOMMU, in the hands of vfio-pci.
+
+    driver_override: Documentation/ABI/testing/sysfs-bus-pci.
+    """
+    _load("vfio_iommu_type1", "vfio-pci")
+    devices = _PCI / "devices"
+    edu = next((path for path in sorted(devices.iterdir()) if _pci_id(path) == _EDU), None)
+    if edu is None:
+        raise SetupError("the guest has no edu device (QEMU option -device edu)")
+    if not (edu / "iommu_group").exists():
+        raise SetupError(f"{edu.name} is behind no IOMMU (kernel option intel_iommu=on)")
+    (edu / "driver_override").write_text("vfio-pci")
+    if not (edu / "driver").exists():
+        (_PCI / "drivers_probe").write_text(edu.name)
+    group = (edu / "iommu_group").resolve().name
+    node = Path("/dev/vfio", group)
+    _wait_for(node.exists, f"{node} did not appear")
+    return Given(f"{edu.name}, group {group}", nodes={"vfio": edu.name})
+
+
+def _pci_id(path: Path) -> tuple[str, str]:
+    return (path / "vendor").read_text().strip(), (path / "device").read_text().strip()
+
+
+def v4l2() -> Given:
+    """The capture node of vivid, the kernel's virtual video driver.
+
+    Its default allocator is vmalloc, which takes user pointers; see
+    Documentation/admin-guide/media/vivid.rst.
+    """
+    _load("vivid")  # with its parameters, which stand on the kernel's command line
+    for path in sorted(Path("/sys/class/video4linux").glob("video*")):
+        if _VIVID_CAPTURE.fullmatch((path / "name").read_text().strip()):
+            node = Path("/dev", path.name)
+            _wait_for(node.exists, f"{node} did not appear")
+            return Given(f"{node}, vivid", nodes={"v4l2": str(node)})
+    raise SetupError("vivid made no capture node")
+
+
+def gup_test() -> Given:
+    """The node of mm/gup_test.c: built in, or of the module that the lab built for this kernel."""
+    node = Path("/sys/kernel/debug/gup_test")
+    module = os.environ.get(GUP_TEST_MODULE)
+    if module and not node.exists():
+        _run("insmod", module)
+    _wait_for(node.exists, f"{node} did not appear")
+    return Given(f"{node}, {module or 'built in'}")
+
+
+def tracing() -> Given:
     """tracefs and debugfs where tools look for them, and a kernel log that anyone may read."""
     for kind, directory in (("debugfs", "/sys/kernel/debug"), ("tracefs", "/sys/kernel/tracing")):
         if not mountinfo.of_type(kind):
             _run("mount", "-t", kind, kind, directory)
     Path("/proc/sys/kernel/dmesg_restrict").write_text("0")
-    return "tracefs, debugfs"
+    return Given("tracefs, debugfs")
 
 
-PIECES: Mapping[str, Callable[[], str]] = {
+PIECES: Mapping[str, Callable[[], Given]] = {
     "tracing": tracing,
-    "hugepages": hugepages,
     "rxe": rxe,
-    "pmem-dax": pmem_dax,
+    "loopback": loopback,
     "scratch-ext4": scratch_ext4,
+    "scratch-xfs": scratch_xfs,
+    "scratch-btrfs": scratch_btrfs,
+    "scratch-tmpfs": scratch_tmpfs,
+    "pmem-dax": pmem_dax,
+    "devdax": devdax,
+    "hugepages": hugepages,
+    "hugepages-1g": hugepages_1g,
     "movable": movable,
+    "numa": numa_nodes,
+    "ksm": ksm,
+    "vfio": vfio,
+    "v4l2": v4l2,
+    "gup-test": gup_test,
 }
 
 
-def _make_ext4(device: Path, directory: Path, options: str) -> Path:
-    """Make an ext4 on ``device`` and mount it; a device of the guest's own RAM, never a disk."""
+def _make(fs_type: str, device: Path, directory: Path, options: str) -> Path:
+    """Make a file system and mount it; on a device of the guest's own RAM, never a disk."""
     directory.mkdir(parents=True, exist_ok=True)
     if not os.path.ismount(directory):
-        _run(*_MKFS, str(device))
-        _run("mount", "-t", "ext4", "-o", options, str(device), str(directory))
+        _run(*_MKFS[fs_type], str(device))
+        _run("mount", "-t", fs_type, "-o", options, str(device), str(directory))
     directory.chmod(0o1777)
     return directory
 
 
 def _load(*modules: str) -> None:
     """Load the modules that are not there yet, by one modprobe."""
-    if missing := [name for name in modules if not Path("/sys/module", name).exists()]:
+    missing = [name for name in modules if not Path("/sys/module", name.replace("-", "_")).exists()]
+    if missing:
         _run("modprobe", "-a", *missing)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import typer
 
-from pinstorm import cli
+from pinstorm import cli, suite
 from pinstorm.bundle import open_bundle
 from pinstorm.lock import only_run
 from telemetry import rdma
@@ -231,6 +231,15 @@ BAD_LINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "budget that is no size": (("run", "tiny.toml", "--pin-budget", "lots"), ("lots",)),
     "bundle that is not there": (("report", "nowhere"), ("nowhere",)),
     "no bundle": (("report", "."), ("manifest.json",)),
+    "format of report": (("report", "nowhere", "--format", "odd"), ("'odd'", "junit")),
+    "format and json": (("report", "nowhere", "--format", "ktap", "--json"), ("--json", "ktap")),
+    "suite without diff": (("list", "--rules", "--suite", "quick"), ("--suite", "add --diff")),
+    "suite alone": (("list", "--suite", "quick"), ("--suite", "--rules")),
+    "diff without rules": (("list", "--diff", "6.1", "7"), ("--diff", "add --rules")),
+    "output that is a directory": (
+        ("report", "nowhere", "--format", "ktap", "--output", "."),
+        ("--output .", "a directory"),
+    ),
     "resume of no bundle": (("run", "tiny.toml", "--resume", "nowhere"), ("nowhere",)),
     "kernel name": (("lab", "run", "tiny.toml", "--kernel", "stabel"), ("did you mean stable",)),
     "kernel path": (("lab", "run", "tiny.toml", "--kernel", "./bzImage"), ("bzImage",)),
@@ -371,7 +380,8 @@ def test_json_is_one_record_a_line_and_nothing_else(tmp_path: Path) -> None:
     assert done.returncode == code_of(records)
     assert records == open_bundle(tmp_path / "out").records
     assert len(records) == len({record["case"] for record in records})
-    assert {record["workload"] for record in records} == {spec.name for spec in WORKLOADS}
+    planned = suite.expand(suite.load("quick")).cases
+    assert {record["case"] for record in records} == {case.id for case in planned}
     skipped = [record for record in records if record["verdict"] == "skip"]
     assert all(reason["remedy"] for record in skipped for reason in record["skip"])
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
@@ -531,7 +541,7 @@ def test_torn_last_line_is_tolerated_and_told(bundle: Path) -> None:
 def test_damaged_journal_is_one_sentence(bundle: Path) -> None:
     text = (bundle / "journal.jsonl").read_text()
     (bundle / "journal.jsonl").write_text("{\n" + text)
-    refused(pinstorm("report", bundle, cwd=bundle.parent), 1, "line 1")
+    refused(pinstorm("report", bundle, cwd=bundle.parent), 2, "line 1")
 
 
 def test_reader_that_goes_away(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_direct_write_writes_the_memory(around: Surroundings, owner: Owner) -> N
     region.buffer[:] = bytes(range(256)) * (MIB // 256)
     operation.acquire()
     with mmap.mmap(-1, MIB) as arrived:
-        os.preadv(operation._target, [arrived], 0)
+        os.preadv(operation.transport.target, [arrived], 0)
         assert arrived[:] == bytes(region.buffer)
 
 
@@ -206,7 +206,7 @@ def test_bytes_that_do_not_arrive_are_noticed(
         operation.acquire()
         operation.release()
     with mmap.mmap(-1, PAGE_BYTES) as other:
-        os.pwritev(operation._target, [other], MIB - PAGE_BYTES)
+        os.pwritev(operation.transport.target, [other], MIB - PAGE_BYTES)
     with pytest.raises(CallFailed) as failure:
         operation.acquire()
     assert failure.value.errno == errno.EIO

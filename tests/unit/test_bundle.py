@@ -196,6 +196,42 @@ def test_index_of_a_lab_run(tmp_path: Path) -> None:
     bundle.write_index(tmp_path, [entry])
     assert json.loads((tmp_path / "index.json").read_text()) == {"schema": 1, "bundles": [entry]}
 
+    assert bundle.read_index(tmp_path) == [entry]
+    assert bundle.read_index(tmp_path / "nowhere") == []
+    assert bundle.read_index(tmp_path / "index.json") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"bundles": 3}',
+        '{"bundles": [{"kernel": "a"}]}',
+        '{"bundles": [{"kernel": "a", "path": 3}]}',
+        '{"bundles": [{"path": "a"}]}',
+        '{"bundles": ["a"]}',
+        "[]",
+        "{}",
+        "{",
+        "\x00",
+        "[" * 100_000,
+    ],
+)
+def test_index_that_is_none_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(UsageError, match=r"index\.json.*; name one kernel's bundle") as caught:
+        bundle.read_index(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_beside_a_file_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(size))
+    beside = tmp_path / ".manifest.json.00000000"
+    beside.write_text("another's")
+    with pytest.raises(WriteError):
+        bundle.write_bytes(tmp_path / "manifest.json", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == [beside.name]
+    assert beside.read_text() == "another's"
+
 
 def test_the_guest_imports_no_heavy_package() -> None:
     code = (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pinstorm import journal
-from pinstorm.errors import PinstormError, UsageError, WriteError
+from pinstorm.errors import UsageError, WriteError
 
 
 def record(seq: int, case: str = "vmsplice/anon/64KiB") -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_append_never_glues_a_line_to_a_torn_one(path: Path) -> None:
 def test_damage_in_the_middle_names_the_line(path: Path, bad: bytes) -> None:
     good = json.dumps(record(0)).encode()
     path.write_bytes(good + b"\n" + bad + b"\n" + good + b"\n")
-    with pytest.raises(PinstormError, match="line 2") as caught:
+    with pytest.raises(UsageError, match="line 2") as caught:
         journal.read(path)
     assert "\n" not in str(caught.value)
 

@@ -1,5 +1,6 @@
 """Shapes, the command that boots a guest, what its console tells, and what set-up reads."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from pinstorm.errors import UsageError
 from pinstorm.lab import accel, boot, setup
 from pinstorm.lab.accel import Accel
+from pinstorm.lab.guest import NEEDS_OF_PIECE
 from pinstorm.lab.kernels import Kernel
-from pinstorm.lab.shape import MOVABLE, PLAIN, shapes_for
+from pinstorm.lab.shape import MOVABLE, NODE1_MIB, PLAIN, Shape, shapes_for
 from telemetry import mountinfo, zoneinfo
+from workloads.spec import Need
 
 DATA = Path(__file__).parent / "data/lab"
 TCG = Accel("tcg", "7.2.22")
@@ -25,39 +28,81 @@ def kernel(tmp_path: Path, config: str = "", vmlinux: bool = True) -> Kernel:
     return Kernel("backports", "7.2.0", tmp_path / "vmlinuz", modules, elf, config_file)
 
 
+EVERYTHING = {PLAIN: tuple(Need), MOVABLE: tuple(Need)}
+QUICK = (Need.RDMA_DEVICE, Need.SCRATCH_EXT4, Need.SCRATCH_DAX, Need.HUGETLB_2M)
+
+
 def test_one_guest_serves_both_shapes_with_cma(tmp_path):
-    shapes = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), {PLAIN, MOVABLE})
+    wanted = {PLAIN: QUICK, MOVABLE: [Need.MOVABLE]}
+    shapes = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), wanted)
     assert [s.serves for s in shapes] == [{PLAIN, MOVABLE}]
     assert "cma=2600M" in shapes[0].kernel_options
-    assert "movable" in shapes[0].pieces
+    assert {"movable", "rxe", "pmem-dax"} <= set(shapes[0].pieces)
 
 
 def test_movable_boots_alone_without_cma(tmp_path):
-    shapes = shapes_for(kernel(tmp_path), [PLAIN, MOVABLE, PLAIN])
+    shapes = shapes_for(kernel(tmp_path), {PLAIN: QUICK, MOVABLE: [Need.MOVABLE]})
     assert [s.serves for s in shapes] == [{PLAIN}, {MOVABLE}]
     assert "kernelcore=2G" not in shapes[0].kernel_options
     assert "kernelcore=2G" in shapes[1].kernel_options
-    assert "movable" not in shapes[0].pieces
+    assert shapes[1].pieces == ("tracing", "movable")
 
 
 def test_plain_alone_has_no_cma(tmp_path):
-    (shape,) = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), [PLAIN])
+    (shape,) = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), {PLAIN: QUICK})
     assert not [o for o in shape.kernel_options if o.startswith("cma=")]
 
 
+def test_a_boot_gets_what_its_cases_need_and_no_more(tmp_path):
+    (bare,) = shapes_for(kernel(tmp_path), {PLAIN: []})
+    assert bare.pieces == ("tracing",)
+    assert not bare.modules
+    (shape,) = shapes_for(kernel(tmp_path), {PLAIN: QUICK})
+    assert shape.pieces == ("tracing", "rxe", "scratch-ext4", "pmem-dax", "hugepages")
+    assert not shape.qemu_options
+    assert shape.memory_mib == bare.memory_mib
+    # the order in which cases come changes nothing
+    assert shapes_for(kernel(tmp_path), {PLAIN: reversed(QUICK)}) == [shape]
+
+
 def test_every_shape_ends_at_a_panic_and_stays_in_place(tmp_path):
-    for shape in shapes_for(kernel(tmp_path), [PLAIN, MOVABLE]):
+    for shape in shapes_for(kernel(tmp_path), EVERYTHING):
         assert {"nokaslr", "panic=-1", "memmap=512M!4G"} <= set(shape.kernel_options)
         assert set(shape.pieces) <= set(setup.PIECES)
 
 
+def test_every_piece_is_asked_for_by_a_need(tmp_path):
+    (shape,) = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), EVERYTHING)
+    # the gup-test module is something that the user has to ask for
+    assert set(shape.pieces) == set(setup.PIECES) - {"gup-test"}
+    assert set(NEEDS_OF_PIECE) == set(setup.PIECES) - {"tracing"}
+
+
+def options_after(shape: Shape, option: str) -> list[str]:
+    options = shape.kernel_options
+    return [options[i + 1] for i, given in enumerate(options) if given == option]
+
+
+def test_options_that_belong_together_stay_together(tmp_path):
+    (shape,) = shapes_for(kernel(tmp_path, "CONFIG_CMA=y\n"), EVERYTHING)
+    assert options_after(shape, "hugepagesz=2M") == ["hugepages=0:64"]
+    assert options_after(shape, "hugepagesz=1G") == ["hugepages=0:1"]
+    assert shape.kernel_options.count("brd.rd_nr=3") == 1
+
+
+def test_memory_of_two_nodes_is_the_guests(tmp_path):
+    (shape,) = shapes_for(kernel(tmp_path), {PLAIN: [Need.NUMA]})
+    sizes = [int(w.split("size=")[1].rstrip("M")) for w in shape.qemu_options if "size=" in w]
+    assert sizes == [shape.memory_mib - NODE1_MIB, NODE1_MIB]
+
+
 def test_unknown_shape(tmp_path):
     with pytest.raises(UsageError, match="'numa'"):
-        shapes_for(kernel(tmp_path), ["numa"])
+        shapes_for(kernel(tmp_path), {"numa": []})
 
 
 def command(tmp_path: Path, accelerator: Accel, **options: bool) -> list[str]:
-    (shape,) = shapes_for(kernel(tmp_path), [PLAIN])
+    (shape,) = shapes_for(kernel(tmp_path), {PLAIN: QUICK})
     return boot._command(kernel(tmp_path, **options), shape, accelerator)
 
 
@@ -73,7 +118,8 @@ def test_command_with_kvm_measures_what_the_host_would(tmp_path):
 
 
 def test_entry_is_a_shell_script(tmp_path):
-    (shape,) = shapes_for(kernel(tmp_path), [PLAIN])
+    (shape,) = shapes_for(kernel(tmp_path), {PLAIN: tuple(Need)})
+    assert len(shape.modules) == 2
     share = Path(__file__).resolve().parents[2] / "runs/x"
     env = {"A": "b'c $d"}
     text = boot._entry(shape, share, share / ".guest-1", env, tmp_path)
@@ -175,20 +221,23 @@ def test_movable_zone_is_read_from_zoneinfo():
 
 
 def test_a_piece_fails_alone(monkeypatch):
-    def broken() -> str:
+    def broken() -> setup.Given:
         raise setup.SetupError("`rdma link add` failed: no")
 
     monkeypatch.setattr(setup, "RUN", Path("/nowhere"))
-    monkeypatch.setattr(setup, "PIECES", {"rxe": broken, "hugepages": lambda: "64 pages"})
-    lab = setup.set_up(["rxe", "hugepages", "vfio"])
+    good = setup.Given("64 pages", {"ext4": Path("/s")}, {"vfio": "0000:00:05.0"})
+    monkeypatch.setattr(setup, "PIECES", {"rxe": broken, "hugepages": lambda: good})
+    lab = setup.set_up(["rxe", "hugepages", "unheard-of"])
     assert {name: r.ok for name, r in lab.results.items()} == {
         "rxe": False,
         "hugepages": True,
-        "vfio": False,
+        "unheard-of": False,
     }
     assert lab.results["rxe"].detail == "`rdma link add` failed: no"
     assert lab.device is None
-    assert lab.scratch == {}
+    assert lab.scratch == {"ext4": "/s"}
+    assert lab.nodes == {"vfio": "0000:00:05.0"}
+    assert json.loads(json.dumps(lab.to_json()))["pieces"]["hugepages"]["ok"]
 
 
 def test_setup_needs_the_standard_library_alone():

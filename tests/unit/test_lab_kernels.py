@@ -128,7 +128,7 @@ def test_no_network_is_one_sentence():
         "Temporary failure resolving 'mirror'\n"
         "E: Some index files failed to download.\n"
     )
-    message = debian.explain_failure(stderr, ["stable"])
+    message = str(debian.explain_failure(stderr, ["stable"]))
     assert message.startswith("the Debian mirror cannot be reached")
     assert "\n" not in message
 

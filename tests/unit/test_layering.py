@@ -40,8 +40,22 @@ IN_GUEST = (
 )
 
 # Files of workloads/ that are no workload and no memory.
-MACHINERY = {"channel", "child", "libc", "owner", "scratch", "spec", "verbs", "zygote"}
-MEMORY_MACHINERY = {"evacuation"}
+MACHINERY = {
+    "channel",
+    "child",
+    "crew",
+    "libc",
+    "node",
+    "owner",
+    "prepared",
+    "ring",
+    "scratch",
+    "spec",
+    "user",
+    "verbs",
+    "zygote",
+}
+MEMORY_MACHINERY = {"evacuation", "proof"}
 
 # Names that say nothing of what is in them.
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}

@@ -1,11 +1,15 @@
 import json
+import re
+from typing import get_args
 
 import pytest
 
 from pinstorm import needs, suite
+from pinstorm.errors import UsageError
 from pinstorm.lab import kernels
-from pinstorm.report import listing
-from pinstorm.rules import ANY, BYTES, PAGES, RULES, SOME, ZERO, Bound, Release
+from pinstorm.report import listing, plan_listing, rule_listing
+from pinstorm.rules import RULES
+from pinstorm.rules.rule import ANY, BYTES, PAGES, ZERO, Bound, Release, Symbol
 from workloads.spec import Case, Need, Planned
 
 UNMET = needs.Unmet(Need.RDMA_DEVICE, "no device here", "get one")
@@ -22,14 +26,14 @@ def quick() -> list[Planned]:
         (ZERO, "0"),
         (PAGES, "pages"),
         (BYTES, "bytes"),
-        (SOME, "at least 1"),
+        (Bound(1, None), "at least 1"),
         (Bound("pages", "twice-pages"), "pages to 2 x pages"),
         (Bound(0, "pages"), "0 to pages"),
         (Bound(None, 3), "at most 3"),
     ],
 )
 def test_bounds_in_words(bound: Bound, words: str) -> None:
-    assert listing.bound_words(bound) == words
+    assert rule_listing.bound_words(bound) == words
 
 
 @pytest.mark.parametrize(
@@ -42,18 +46,18 @@ def test_bounds_in_words(bound: Bound, words: str) -> None:
     ],
 )
 def test_kernels_in_words(since: Release | None, until: Release | None, words: str) -> None:
-    assert listing.kernel_words(since, until) == words
+    assert rule_listing.kernel_words(since, until) == words
 
 
 def test_rules_are_all_there_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
-    listing.show_rules(as_json=False)
+    rule_listing.show_rules(as_json=False)
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert all(line == line.rstrip() for line in lines)
     assert [rule.name for rule in RULES if rule.name not in lines] == []
     assert text.count("\n  source   ") == len(RULES)
-    listing.show_rules(as_json=True)
+    rule_listing.show_rules(as_json=True)
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [
         rule.name for rule in RULES
     ]
@@ -62,7 +66,7 @@ def test_rules_are_all_there_with_their_sources(capsys: pytest.CaptureFixture[st
 def test_plan_of_the_quick_suite_fits(capsys: pytest.CaptureFixture[str]) -> None:
     plan = quick()
     unmet = {planned.seq: [UNMET] for planned in plan if "rdma" in planned.case.workload}
-    listing.show_plan(plan, unmet, as_json=False)
+    plan_listing.show_plan(plan, unmet, as_json=False)
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
@@ -76,7 +80,7 @@ def test_plan_of_the_quick_suite_fits(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_plan_is_in_run_order_with_pins_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
     plan = quick()
-    listing.show_plan(plan, {0: [UNMET]}, as_json=True)
+    plan_listing.show_plan(plan, {0: [UNMET]}, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert [case["seq"] for case in document["cases"]] == [planned.seq for planned in plan]
     assert [case["case"] for case in document["cases"]] == [planned.case.id for planned in plan]
@@ -89,12 +93,12 @@ def test_plan_is_in_run_order_with_pins_and_needs(capsys: pytest.CaptureFixture[
 
 def test_expected_time_counts_holds_and_boots(capsys: pytest.CaptureFixture[str]) -> None:
     held = Case("vmsplice", "anon", {"size_bytes": 4096}, hold_s=60.0)
-    assert listing.expected_s([held, held], lab=False) > 120
+    assert plan_listing.expected_s([held, held], lab=False) > 120
     plan = [Planned(0, 0, held)]
-    listing.show_plan(plan, {}, as_json=True, lab=True)
+    plan_listing.show_plan(plan, {}, as_json=True, lab=True)
     lab = json.loads(capsys.readouterr().out)["expected_s"]
-    listing.show_plan(plan, {}, as_json=True)
-    assert lab >= json.loads(capsys.readouterr().out)["expected_s"] + listing.LAB_BOOT_S
+    plan_listing.show_plan(plan, {}, as_json=True)
+    assert lab >= json.loads(capsys.readouterr().out)["expected_s"] + plan_listing.LAB_BOOT_S
 
 
 def test_kernels_that_were_never_asked_for(
@@ -117,3 +121,50 @@ def test_kernels_that_were_never_asked_for(
         "release": None,
         "cached": False,
     }
+
+
+def test_symbols_of_bounds_are_all_explained() -> None:
+    explained = {symbol for symbol, _ in rule_listing._SYMBOLS}
+    assert set(get_args(Symbol)) - explained == {"twice-pages", "pages-and-attempts"}
+
+
+def test_share_of_observed_rules_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    rule_listing.show_rules(as_json=False)
+    first = " ".join(capsys.readouterr().out.splitlines()[:2])
+    observed = sum(rule.observed for rule in RULES)
+    assert first.startswith(f"{len(RULES)} rules: ")
+    assert f"{observed} observed (" in first
+    counts = [int(number) for number in re.findall(r"(\d+) (?:cite|a doc|the s|obs)", first)]
+    assert sum(counts) == len(RULES)
+
+
+def test_diff_shows_each_rule_once_with_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    rule_listing.show_diff(("6.1", "7"), "quick", as_json=True)
+    changes = json.loads(capsys.readouterr().out)
+    assert all(change["from"] != change["to"] and change["sources"] for change in changes)
+    written = [change for change in changes if change["rule_to"] == "longterm-write-file"]
+    cells = {change["case"] for change in written if change["from"] == ["ok"]}
+    assert cells == {f"rdma-register/ext4-shared/rw/{size}" for size in ("64KiB", "16MiB")}
+
+    rule_listing.show_diff(("6.1", "7"), "quick", as_json=False)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert f"6.1 to 7: {len(changes)} cases change their outcome" in text
+    shown = [line.strip() for line in text.splitlines()]
+    assert [shown.count(change["case"]) for change in changes] == [1] * len(changes)
+    (group,) = [part for part in text.split("\n\n") if "6.1 ok  ->  7 EFAULT" in part]
+    assert group.count("rule    longterm-write-file (6.5 and later)") == 1
+    assert "8ac268436e6d" in group
+    assert "are skipped on 6.1, which lacks what the device must have" in text
+
+
+def test_skipped_cases_of_one_kernel_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    rule_listing.show_diff(("6.1", "6.1"), "quick", as_json=False)
+    assert capsys.readouterr().out.count("skipped on 6.1,") == 1
+
+
+def test_diff_of_a_kernel_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    rule_listing.show_diff(("7.2", "7.2"), "quick", as_json=True)
+    assert json.loads(capsys.readouterr().out) == []
+    with pytest.raises(UsageError, match="neither a version nor a kernel"):
+        rule_listing.show_diff(("7.2", "seven"), "quick", as_json=True)

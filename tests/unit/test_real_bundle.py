@@ -17,7 +17,18 @@ from pinstorm.schema import COLUMNS
 REAL = Path(__file__).parent / "data" / "bundle-schema-1"
 
 # What this run had none of.
-ABSENT = {"cause", "remedy", "gup_calls", "reason", "signal", "skip", "done_bytes"}
+ABSENT = {
+    "cause",
+    "remedy",
+    "gup_calls",
+    "no_trace",
+    "vmlck_held",
+    "vmlck_after",
+    "reason",
+    "signal",
+    "skip",
+    "done_bytes",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def test_the_rules_of_today_judge_it_alike(real: Bundle) -> None:
 def test_parquet_says_what_the_journal_says(real: Bundle) -> None:
     kept = polars.read_parquet(REAL / bundle.CASES)
     made = bundle.frame(real.records)
-    assert made.equals(kept)
+    assert made.select(kept.columns).equals(kept)  # later columns are not in it
     empty = {column for column in made.columns if made[column].is_null().all()}
     assert {column.name for column in COLUMNS} == set(made.columns)
     assert not [name for name in empty if not any(word in name for word in ABSENT)]

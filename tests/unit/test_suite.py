@@ -4,7 +4,6 @@ import pytest
 
 from pinstorm import suite
 from pinstorm.errors import UsageError
-from workloads import MEMORY, WORKLOADS
 
 ENTRY = '[[matrix]]\nworkload = "dio-read"\nmemory = "anon"\nsize = "64KiB"\n'
 RDMA = ENTRY.replace("dio-read", "rdma-register")
@@ -46,8 +45,6 @@ def test_quick_has_what_the_quickstart_shows() -> None:
         "dio-read/anon/16MiB",
         "vmsplice/anon/16MiB",
     } <= {case.id for case in expansion.cases}
-    pairs = {(case.workload, case.memory) for case in expansion.cases}
-    assert pairs == {(w.name, m.name) for w in WORKLOADS for m in MEMORY}
 
 
 def test_run_table_and_overrides_reach_the_cases() -> None:
@@ -185,7 +182,16 @@ def test_only_selects_by_id_and_suggests() -> None:
         (RDMA + 'access = "rx"\n', ['"rx"', '"rw"']),
         (RDMA + 'access = "REMOTE_WRITE"\n', ["add LOCAL_WRITE"]),
         (RDMA + 'access = "LOCAL_WRITE|ON_DEMAND"\n', ["rdma-register-odp"]),
-        (ENTRY + 'exclude = [{memory = "anon", reson = "x"}]\n', ["exclude 1", '"reason"']),
+        (
+            ENTRY + 'exclude = [{memory = "anon", reson = "x"}]\n',
+            ["[[matrix]] 1, [[matrix.exclude]] 1;", '"reason"'],
+        ),
+        (ENTRY + '[[exclude]]\nmemory = "anon"\nreson = "x"\n', ["in [[exclude]] 1;", '"reason"']),
+        (ENTRY + "trace = true\n", ['"trace" in [[matrix]] 1; it belongs into [run]']),
+        ('[run]\nsize = "1MiB"\n' + ENTRY, ['"size" in [run]; it belongs into [[matrix]]']),
+        ("seed = 3\n" + ENTRY, ['"seed" in the file; it belongs into [run]']),
+        (ENTRY + "offset = 4096\n", ["offset 4096 must be under 4096 bytes"]),
+        (ENTRY + 'memlock = "99999999999TiB"\n', ["memlock", "over 1 TiB"]),
         (ENTRY + 'exclude = [{memory = "anon", reason = "x"}]\n', ["expands to no case"]),
         ("", ["expands to no case", "[[matrix]]"]),
         ("[run]\nseed = \n", ["not TOML", "line 2"]),
@@ -207,3 +213,27 @@ def test_suite_that_is_not_there_suggests(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):
         suite.load(binary)
+
+
+def test_trace_is_the_labs_choice_unless_the_suite_says() -> None:
+    assert suite.parse(ENTRY, "x.toml").trace is None
+    assert suite.parse("[run]\ntrace = true\n" + ENTRY, "x.toml").trace is True
+    off = suite.parse("[run]\ntrace = false\n" + ENTRY, "x.toml")
+    assert off.to_manifest()["trace"] is False
+    assert '"yes"' in refusal('[run]\ntrace = "yes"\n' + ENTRY)
+
+
+def test_memlock_up_to_the_largest_size() -> None:
+    assert suite.parse(ENTRY + 'memlock = "1TiB"\n', "x.toml").entries[0].params
+
+
+def test_shipped_suite_is_called_by_its_bare_name(tmp_path: Path) -> None:
+    quick = suite.load("quick").to_manifest()
+    assert suite.name_to_give(quick) == "quick"
+    # run by a pinstorm that is installed elsewhere; then by one of another version
+    elsewhere = {**quick, "origin": "/opt/pinstorm/configs/quick.toml"}
+    assert suite.name_to_give(elsewhere) == "quick"
+    assert suite.name_to_give({**quick, "sha256": "0"}) == "quick"
+    assert suite.name_to_give({**elsewhere, "sha256": "0"}) == "/opt/pinstorm/configs/quick.toml"
+    own = suite.parse(ENTRY, str(tmp_path / "own.toml")).to_manifest()
+    assert suite.name_to_give(own) == str(tmp_path / "own.toml")

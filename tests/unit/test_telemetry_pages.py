@@ -11,7 +11,8 @@ from telemetry.kmsg import Line
 
 DATA = Path(__file__).parent / "data" / "telemetry"
 
-BASE, H, T, N = 0, kpageflags.COMPOUND_HEAD, kpageflags.COMPOUND_TAIL, kpageflags.NOPAGE
+BASE, N = kpageflags.MMAP, kpageflags.NOPAGE
+H, T = kpageflags.COMPOUND_HEAD, kpageflags.COMPOUND_TAIL
 
 
 def test_pagemap_of_a_huge_page_touched_pages_and_untouched_ones() -> None:

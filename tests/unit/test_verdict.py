@@ -8,6 +8,7 @@ import pytest
 
 from pinstorm import oracle, verdict
 from pinstorm.verdict import Judgement, judge, rejudge
+from pinstorm.witness import NOT_ASKED
 from workloads.spec import MIB
 
 PAGES = 4096
@@ -203,7 +204,7 @@ def test_migration_must_happen_where_it_is_demanded() -> None:
     assert judge(record(**fields, migrate={"success": PAGES, "fail": 0})).verdict == "pass"
     judgement = judge(record(**fields))
     assert short(judgement) == ("fail", "migrate")
-    assert judgement.expected["broken"] == ["0 pages migrated, expected at least 4096"]
+    assert judgement.expected["broken"] == ["0 pages migrated, expected 4096 to 8192"]
 
 
 def test_on_a_host_migration_by_others_is_not_the_cases() -> None:
@@ -275,7 +276,7 @@ def test_missing_figures_are_not_zero() -> None:
             pins=pins(leaked=None, orphaned=None, held=None, cycles=None),
         )
     )
-    assert short(judgement) == ("pass", None)
+    assert short(judgement) == ("pass", "telemetry-unavailable")
 
 
 @pytest.mark.parametrize(
@@ -388,3 +389,59 @@ def test_the_device_names_the_driver() -> None:
     assert verdict.machine_of(record(device="mlx5_0", driver="mlx5_core")).driver == "mlx5_core"
     assert verdict.machine_of(record(device="mlx5_0")).driver is None
     assert verdict.machine_of(record(device=None)).driver is None
+
+
+def on_node(node: str) -> dict[str, Any]:
+    return {**placement(), "nodes": {node: PAGES}}
+
+
+def charged(**nodes: int) -> dict[str, Any]:
+    return pins(per_node={node.removeprefix("n"): [pages, 0] for node, pages in nodes.items()})
+
+
+def test_pins_are_charged_to_the_node_where_the_pages_lie() -> None:
+    right = record(memory="numa-bound", placement=on_node("1"), pins=charged(n0=0, n1=PAGES))
+    assert judge(right).verdict == "pass"
+    wrong = record(memory="numa-bound", placement=on_node("1"), pins=charged(n0=PAGES, n1=0))
+    judgement = judge(wrong)
+    assert (judgement.verdict, judgement.reason) == ("fail", "node")
+    assert f"{PAGES} pages charged to node 0" in judgement.expected["broken"][0]
+
+
+def test_pages_that_moved_may_be_charged_to_another_node() -> None:
+    moved = record(
+        memory="movable",
+        placement=on_node("0"),
+        pins=charged(n0=PAGES, n1=PAGES) | {"acquire": {"acquired": 2 * PAGES, "released": PAGES}},
+        migrate={"success": PAGES, "fail": 0},
+    )
+    assert judge(moved).verdict == "pass", judge(moved).expected["broken"]
+
+
+def test_a_pass_that_nobody_witnessed_says_so() -> None:
+    assert short(judge(record(no_trace="9 events were lost"))) == ("pass", "not-witnessed")
+    assert short(judge(record(no_trace=None))) == ("pass", None)
+    assert short(judge(record(no_trace=NOT_ASKED))) == ("pass", None)
+    assert short(judge(record())) == ("pass", None)  # of a bundle older than the witness
+
+
+@pytest.mark.parametrize(("memory", "times"), [("movable", 5), ("anon", 10), ("ext4-private", 5)])
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_must_move_has_a_ceiling_too(memory: str, times: int, seen: bool) -> None:
+    """Also where it is not known where the pages lie, as for an ordinary user."""
+    changed = record(
+        memory=memory,
+        placement=placement(cma_pages=PAGES) if seen else None,
+        pins=pins(acquire={"acquired": times * PAGES, "released": (times - 1) * PAGES}),
+        migrate={"success": PAGES, "fail": 0},
+    )
+    assert short(judge(changed)) == ("fail", "acquired")
+
+
+def test_a_refusal_before_any_page_moves_nothing() -> None:
+    unmapped = refused("EFAULT", "unmapped", placement=None)
+    unmapped["pins"] |= {"acquire": {"acquired": 5000, "released": 5000}, "held": 0}
+    assert short(judge(unmapped)) == ("fail", "acquired")
+    moved = refused("EOPNOTSUPP", "dax-shared", migrate={"success": 999, "fail": 0})
+    moved["pins"] |= {"acquire": {"acquired": 0, "released": 0}, "held": 0}
+    assert short(judge(moved)) == ("fail", "migrate")

@@ -1,29 +1,85 @@
-"""Private anonymous memory: base pages, touched or never touched, and transparent huge pages."""
+"""Anonymous memory: base pages in every state that a process alone can give them, and THP.
+
+Private, or shared between forks (which is shmem); touched, untouched or only read; under mlock;
+bound to a NUMA node.
+"""
 
 import errno
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from telemetry import kpageflags, process_status
 from workloads import libc
-from workloads.memory import HUGE_BYTES, Region, map_region, write_every_page
+from workloads.memory import (
+    HUGE_BYTES,
+    Region,
+    map_region,
+    read_every_page,
+    write_every_page,
+)
 from workloads.memory.evacuation import leave_movable
+from workloads.memory.proof import require_pages
 from workloads.owner import Owner
-from workloads.spec import CallFailed, MemorySpec, PrepareFailed, Surroundings
+from workloads.spec import PAGE_BYTES, CallFailed, MemorySpec, Need, PrepareFailed, Surroundings
 
 SMAPS = Path("/proc/self/smaps")
 
 
 def prepare(memory: MemorySpec, size_bytes: int, around: Surroundings, owner: Owner) -> Region:
-    region = map_region(memory, size_bytes, owner, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS)
+    sharing = libc.MAP_SHARED if memory.shared else libc.MAP_PRIVATE
+    region = map_region(memory, size_bytes, owner, sharing | libc.MAP_ANONYMOUS)
     if memory.granule_bytes == HUGE_BYTES:
         _fill_with_huge_pages(region, around)
         return region
     stay_small(region)
-    if memory.touched:
-        write_every_page(region)
-        leave_movable(region, around)
+    if memory.present == "zero-page":
+        _read_zeros(region, around)
+    elif memory.present == "own":
+        _fill(region, around)
     return region
+
+
+def _fill(region: Region, around: Surroundings) -> None:
+    bound = Need.NUMA in region.spec.needs
+    if bound:
+        libc.bind_to_node(region.address, region.mapped_bytes, around.numa_nodes[-1])
+    write_every_page(region)
+    leave_movable(region, around)
+    if bound:
+        _require_node(region, around.numa_nodes)
+    if region.spec.locked:
+        _lock(region)
+    if region.spec.shared:
+        lack = kpageflags.ANON
+        require_pages(region, around, "pages of shmem", have=kpageflags.SWAPBACKED, lack=lack)
+
+
+def _read_zeros(region: Region, around: Surroundings) -> None:
+    """One frame behind every page; the huge zero page carries THP too."""
+    read_every_page(region)
+    what = "the zero page"
+    require_pages(region, around, what, have=kpageflags.ZERO_PAGE, lack=kpageflags.THP)
+
+
+def _lock(region: Region) -> None:
+    """mlock, which counts the whole mapping against RLIMIT_MEMLOCK and in VmLck."""
+    before = process_status.read().vmlck_bytes
+    libc.mlock(region.address, region.mapped_bytes)
+    after = process_status.read().vmlck_bytes
+    if before is not None and after is not None and after - before != region.mapped_bytes:
+        raise PrepareFailed(
+            f"mlock of {region.mapped_bytes} bytes made VmLck grow by {after - before}"
+        )
+
+
+def _require_node(region: Region, numa_nodes: Sequence[int]) -> None:
+    """Every page lies on the last node, as move_pages(2) tells everybody."""
+    end = region.address + region.mapped_bytes
+    nodes = libc.nodes_of_pages(list(range(region.address, end, PAGE_BYTES)))
+    if elsewhere := region.pages - nodes.count(numa_nodes[-1]):
+        raise PrepareFailed(f"{elsewhere} of {region.pages} pages are not on node {numa_nodes[-1]}")
 
 
 def stay_small(region: Region) -> None:

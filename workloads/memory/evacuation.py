@@ -55,10 +55,12 @@ def leave_movable(region: Region, around: Surroundings) -> None:
 
     Where this process may not see page frames, pages stay where they are.
     """
-    if not around.page_frames_visible:
+    if not around.page_frames_visible or not (ranges := movable_ranges(around)):
         return
-    ranges = movable_ranges(around)
-    if not ranges or not count_movable(region, ranges):
+    try:
+        if not count_movable(region, ranges):
+            return
+    except pagemap.FramesHidden:  # an ordinary user's by now: the case has ``uid``
         return
     try:
         pin_for_long(region)

@@ -1,0 +1,233 @@
+"""Several processes that do the same at once, each to memory of its own (``processes``).
+
+The first one is the child that the runner sees: its VmPin, VmLck and placement are recorded. The
+others are forked before any memory is made, so that none of it is shared, and go when they are
+told.
+"""
+
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workloads import libc
+from workloads.channel import Channel
+from workloads.prepared import Prepared
+from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
+
+
+def of(case: Case, around: Surroundings) -> "Prepared | Crew":
+    """What serves the case: this process alone, or with others."""
+    return Crew(case, around) if case.processes > 1 else Prepared(case, around)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    pid: int
+    channel: Channel
+
+    def last_words(self) -> list[str]:
+        """What it could not give back; earlier answers that nobody read are passed over."""
+        while True:
+            try:
+                message = self.channel.receive()
+            except ConnectionError:
+                message = None
+            if message is None:
+                return [f"process {self.pid} of the case ended early"]
+            if "errors" in message:
+                errors: list[str] = message["errors"]
+                return errors
+
+    def answer(self) -> dict[str, Any]:
+        """What it says of the last step; a refusal of the kernel is raised here as there."""
+        message = self.channel.receive()
+        if message is None:
+            raise PrepareFailed(f"process {self.pid} of the case ended early")
+        if "errno" in message:
+            raise CallFailed(
+                message["call"], message["errno"], message["detail"], message["elapsed_ns"]
+            )
+        if "error" in message:
+            raise PrepareFailed(message["error"])
+        return message
+
+
+class Crew:
+    """The same interface as Prepared; every step is taken by all processes."""
+
+    def __init__(self, case: Case, around: Surroundings):
+        self._first = Prepared(case, around)
+        self._members: list[_Member] = []
+
+    def prepare(self) -> None:
+        case = self._first.case
+        for _ in range(case.processes - 1):
+            self._members.append(_fork(case, self._first))
+        self._first.prepare()
+        for member in self._members:
+            member.answer()
+        self.operation: Operation = _Together(self._first.operation, self._members)
+
+    def renew_memory(self) -> None:
+        _tell(self._members, "renew")
+        self._first.renew_memory()
+        for member in self._members:
+            member.answer()
+
+    def placement(self) -> dict[str, Any] | None:
+        return self._first.placement()
+
+    @property
+    def case(self) -> Case:
+        return self._first.case
+
+    @property
+    def memory_ns(self) -> int:
+        return self._first.memory_ns
+
+    @property
+    def errors(self) -> list[str]:
+        return self._first.errors
+
+    def close(self) -> None:
+        """All of them end, and are waited for; what they could not give back is told."""
+        for member in self._members:
+            with suppress(PrepareFailed):
+                _tell([member], "close")
+        self._first.close()
+        for member in self._members:
+            self._first.errors += member.last_words()
+            member.channel.close()
+            os.waitpid(member.pid, 0)
+        self._members = []
+
+
+class _Together:
+    """One operation of all processes. Its time is the slowest one's."""
+
+    def __init__(self, own: Operation, members: list[_Member]):
+        self.done_bytes: int | None = None
+        self._own = own
+        self._members = members
+        self._size = 1 + len(members)
+
+    def aim_at(self, region: Any) -> None:
+        self._own.aim_at(region)
+
+    def acquire(self) -> int:
+        """Whoever succeeded gives back when another is refused: a case acquires whole or not."""
+        self.done_bytes = None
+        elapsed_ns, refusals, done = self._step("acquire")
+        if refusals:
+            _tell(done, "release")
+            for member in done:
+                member.answer()
+            raise _one_of(refusals, self._size)
+        return elapsed_ns
+
+    def release(self) -> int:
+        elapsed_ns, refusals, _ = self._step("release")
+        if refusals:
+            raise _one_of(refusals, self._size)
+        return elapsed_ns
+
+    def _step(self, step: str) -> tuple[int, list[CallFailed], list[_Member]]:
+        """The slowest time, who was refused, and the other processes that were not."""
+        _tell(self._members, step)
+        elapsed_ns, refusals, done = 0, [], []
+        own_done = False
+        try:
+            elapsed_ns = getattr(self._own, step)()
+            own_done = True
+            self._note_short(self._own.done_bytes)
+        except CallFailed as error:
+            refusals.append(error)
+        for member in self._members:
+            try:
+                answer = member.answer()
+                elapsed_ns = max(elapsed_ns, answer["ns"])
+                done.append(member)
+                self._note_short(answer.get("done_bytes"))
+            except CallFailed as error:
+                refusals.append(error)
+        if refusals and own_done and step == "acquire":
+            self._own.release()
+        return elapsed_ns, refusals, done
+
+    def _note_short(self, done_bytes: int | None) -> None:
+        """The shortest transfer of all is the case's."""
+        if done_bytes is not None:
+            self.done_bytes = min(done_bytes, self.done_bytes or done_bytes)
+
+
+def _one_of(refusals: list[CallFailed], processes: int) -> CallFailed:
+    """The first refusal, which says how many there were, and which others."""
+    first = refusals[0]
+    if len(refusals) == processes and len({error.errno for error in refusals}) == 1:
+        return first
+    errnos = ", ".join(str(error.errno) for error in refusals)
+    detail = f"{len(refusals)} of {processes} processes were refused: errno {errnos}"
+    words = "; ".join(filter(None, (first.detail, detail)))
+    return CallFailed(first.call, first.errno, words, first.elapsed_ns)
+
+
+def _tell(members: list[_Member], step: str) -> None:
+    for member in members:
+        try:
+            member.channel.send(go=step)
+        except ConnectionError as error:  # which the child itself would take for the runner's end
+            raise PrepareFailed(f"process {member.pid} of the case ended early") from error
+
+
+def _fork(case: Case, first: Prepared) -> _Member:
+    ours, theirs = Channel.pair()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return _Member(pid, ours)
+    code = 70
+    try:
+        ours.close()
+        libc.die_with_parent()
+        _serve(Channel(socket.socket(fileno=theirs.detach())), first)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _serve(channel: Channel, prepared: Prepared) -> None:
+    """One of the others, until it is told to close or the first one is gone."""
+    params = {name: value for name, value in prepared.case.params.items() if name != "processes"}
+    prepared.case = replace(prepared.case, params=params)
+    try:
+        _answer(channel, prepared.prepare)
+        while (message := channel.receive()) is not None and message["go"] != "close":
+            step = message["go"]
+            if step == "renew":
+                _answer(channel, prepared.renew_memory)
+            else:
+                _answer(channel, getattr(prepared.operation, step), prepared.operation)
+    except ConnectionError:
+        pass
+    finally:
+        prepared.close()
+    with suppress(ConnectionError):
+        channel.send(errors=prepared.errors)
+
+
+def _answer(channel: Channel, step: Any, operation: Operation | None = None) -> None:
+    try:
+        elapsed_ns = step() or 0
+        done_bytes = None if operation is None else operation.done_bytes
+        channel.send(ns=elapsed_ns, done_bytes=done_bytes)
+    except CallFailed as error:
+        channel.send(
+            call=error.call,
+            errno=error.errno,
+            detail=error.detail,
+            elapsed_ns=error.elapsed_ns,
+        )
+    except (PrepareFailed, OSError) as error:
+        channel.send(error=str(error))
