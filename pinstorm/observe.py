@@ -1,82 +1,39 @@
-"""One case from its fork to its record: the windows, the noise around them, the deadline.
+"""One case from its fork to its record: the phases in order, and what is looked at in each.
 
-Every figure is the difference of two snapshots taken while the child stands still (design: "How a
-case flows"). The noise of the machine is measured before and after each window, each time at least
-as long as the window; how long a window will be is known from the case before it of the same kind,
-and where that was too short the interval after it is made longer by what is missing.
+The figures come from pinstorm.windows, which takes its snapshots while the child stands still
+(design: "How a case flows"). A refusal is looked into at once, while the process that met it still
+stands as it stood (pinstorm.evidence).
 """
 
 import contextlib
-import select
+import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import workloads
-from pinstorm import figures
+from pinstorm import evidence, explain, figures, remedy
+from pinstorm.circumstances import Circumstance
 from pinstorm.containment import Containment
 from pinstorm.spawn import Child, Zygote, ZygoteDied
+from pinstorm.talk import ChildEnded, Deadline, DeadlinePassed, Talk
+from pinstorm.windows import Expectancy, Windows
 from pinstorm.witness import Witness
-from telemetry import maps, process_status, window, zoneinfo
-from telemetry.vmstat import Counters, Snapshot, settle
-from workloads.spec import Case, Surroundings
+from telemetry import maps, process_status, zoneinfo
+from telemetry.vmstat import Counters
+from workloads.spec import Case, Planned, Surroundings
 
-# vm.stat_interval is rounded to whole seconds and spread over the CPUs.
-_FOLD_INTERVALS = 1.2
-_MIN_NOISE_NS = 2_000_000
-_FIRST_GUESS_NS = 10_000_000
-_GUESS_NS_PER_BYTE = 3
-_SETTLE_DEADLINE_S = 1.0
-# Beside others' pins the counters never rest; what is released late comes within 20 ms.
-_NOISY_SETTLE_DEADLINE_S = 0.1
-_REST_TRIES = 25
 _EXIT_DEADLINE_S = 10.0
 # A child that is slow to close is not the case's failure, but it must not hang the run.
 _CLOSE_DEADLINE_NS = 10_000_000_000
+# Each remedy can lay bare the next cause.
+_MOST_RETRIES = 3
+
+_DONE = ("ok", "short")
 
 
-class _DeadlinePassed(Exception):
-    """The case took longer than it may."""
-
-
-class _ChildEnded(Exception):
-    """The child's end of the socket closed in mid-case."""
-
-
-@dataclass(slots=True)
-class Expectancy:
-    """How long the windows of each kind of case took, to choose the noise interval before them."""
-
-    _seen_ns: dict[tuple[Any, ...], int] = field(default_factory=dict)
-
-    def expected_ns(self, case: Case, phase: str) -> int:
-        # Half as long again: the interval before a window should not be the shorter one.
-        guess_ns = _FIRST_GUESS_NS + _GUESS_NS_PER_BYTE * case.size_bytes
-        return self._seen_ns.get(self._kind(case, phase), guess_ns) * 3 // 2
-
-    def learn(self, case: Case, phase: str, elapsed_ns: int) -> None:
-        self._seen_ns[self._kind(case, phase)] = elapsed_ns
-
-    @staticmethod
-    def _kind(case: Case, phase: str) -> tuple[Any, ...]:
-        memory = workloads.memory_spec(case.memory)
-        return case.workload, case.size_bytes, phase, memory.backing, memory.fresh_each_cycle
-
-
-@dataclass(slots=True)
-class _Noise:
-    """The pages that moved in the intervals around the windows, when nothing of ours ran."""
-
-    pages: int = 0
-    before_ns: int = 0
-    last_ns: int = 0
-    owed_ns: int = 0
-
-    @property
-    def intervals_ns(self) -> list[int]:
-        """The interval before the first window, and the one after the last."""
-        return [self.before_ns, self.last_ns]
+class _Killed(Exception):
+    """The case asks for a SIGKILL here, and it was sent."""
 
 
 class Observation:
@@ -94,24 +51,15 @@ class Observation:
         self._case = case
         self._around = around
         self._counters = counters
-        self._expectancy = expectancy
         self._containment = containment
         self._witness = witness
+        self._circumstance = Circumstance(case, around, containment)
         self._unread_phase: str | None = None
-        self._noise = _Noise()
-        self._spans: dict[str, tuple[Snapshot, Snapshot]] = {}
-        self._phase = "prepare"
-        self._zygote_fileno = -1
-        self._window_ns: dict[str, int] = {}
-        self._cycle_ns = 0
-        self._memory_ns = 0
-        self._last: Snapshot | None = None
-        self._drift = 0
+        self._deadline = Deadline(case.deadline_s)
+        self._windows = Windows(case, counters, expectancy, self._deadline)
         self._orphaned: int | None = None
         self._phases: dict[str, list[int]] = {}
         self._in_call = workloads.workload_spec(case.workload).scope == "call"
-        self._deadline_ns = time.monotonic_ns() + round(case.deadline_s * 1e9)
-        self._start: Snapshot | None = None
         self.record: dict[str, Any] = {
             "outcome": None,
             "failed_call": None,
@@ -127,6 +75,9 @@ class Observation:
             "outcomes": {},
             "phases": self._phases,
             "signal": None,
+            "killed": None,
+            "evidence": None,
+            "retries": [],
             "owner_errors": [],
             "gup_calls": None,
             "no_trace": witness.missing or "the case ended before acquire",
@@ -134,30 +85,38 @@ class Observation:
 
     def run(self, zygote: Zygote) -> None:
         """Fork, observe, end. Verdicts that need no oracle are set here: timeout, crash."""
-        baseline = self._at_rest()
+        with self._circumstance:
+            self._run(zygote)
+
+    def _run(self, zygote: Zygote) -> None:
+        baseline = self._windows.at_rest()
         try:
             child = zygote.spawn(self._case, self._around)
         except ZygoteDied:
             self.record.update(verdict="crash", reason="zygote-died")
             return
-        self._zygote_fileno = zygote.fileno()
+        talk = Talk(child, zygote.fileno(), self._deadline)
         self.record["pid"] = child.pid
         self._containment.admit(child.pid)
         self.record["containment"] = self._containment.kind
         killed = True
         try:
-            self._phases_of(child)
+            self._phases_of(child, talk)
             killed = False
-        except _DeadlinePassed:
-            self.record.update(verdict="timeout", reason="deadline", failed_phase=self._phase)
-        except _ChildEnded:
-            self.record["failed_phase"] = self._phase
+        except _Killed:
+            pass
+        except DeadlinePassed:
+            self.record.update(verdict="timeout", reason="deadline", failed_phase=talk.step)
+        except ChildEnded as ended:
+            self.record["failed_phase"] = talk.step
+            if ended.why is not None:
+                self.record["error"] = ended.why
             killed = False
         finally:
             self._end(child, zygote, killed)
         self._read_trace(ended=False)
         self._witness.disarm()
-        self._count_orphans(baseline)
+        self._orphaned = self._windows.orphaned(baseline)
         self._write_pins()
 
     @property
@@ -167,62 +126,64 @@ class Observation:
 
     # -- the phases, in order ------------------------------------------------------------------
 
-    def _phases_of(self, child: Child) -> None:
-        if not self._prepare(child):
-            self._close(child)
+    def _phases_of(self, child: Child, talk: Talk) -> None:
+        if not self._prepare(child, talk):
+            self._close(talk)
             return
         status = _status(child)
         self.record["cap_ipc_lock"] = process_status.has_capability(status, "CAP_IPC_LOCK")
-        self._not_its_time(self._witness.arm)
-        self._acquire(child)
+        with self._deadline.stopped():
+            self._circumstance.tighten(child.pid)
+            self._witness.arm()
+        self._acquire(child, talk)
         outcome = self.record["outcome"]
-        if outcome in ("ok", "short"):
-            self._hold(child, status)
-            self._release(child)
-        self._after_release(child, status)
-        self._not_its_time(self._witness.disarm)
-        if outcome is not None and self._case.repeat:
-            self._cycles(child)
-        self._close(child)
+        if outcome in _DONE:
+            self._hold(child, talk, status)
+            self._release(talk)
+        self._write_accounted("after", status, _status(child))
+        with self._deadline.stopped():
+            self._witness.disarm()
+        if outcome not in _DONE and self._case.remedy:
+            self._retry(child, talk)
+        elif outcome in _DONE and self._case.settles:
+            self._settles(talk)
+        if self._case.repeat:
+            self._cycles(talk)
+        self._close(talk)
 
-    def _prepare(self, child: Child) -> bool:
+    def _prepare(self, child: Child, talk: Talk) -> bool:
         began_ns = time.monotonic_ns()
-        self._go(child, "prepare")
-        answer = self._receive(child)
+        answer = self._ask(talk, "prepare")
         self._phases["prepare"] = [began_ns, time.monotonic_ns()]
         if answer["step"] == "prepared":
             self.record["placement"] = answer["placement"]
-            self._memory_ns = answer["memory_ns"]
             self.record["memlock_bytes"] = answer["memlock_bytes"]
+            self.record["region"] = answer["region"]
+            self._windows.memory_ns = answer["memory_ns"]
             return True
-        self.record.update(
-            failed_phase="prepare",
-            failed_call=answer["call"],
-            outcome=answer["outcome"],
-            detail=answer["detail"],
-        )
+        self._refused("prepare", answer)
+        self._look_into_it(child)
         return False
 
-    def _acquire(self, child: Child) -> None:
-        before = self._quiet("acquire")
-        self._start = before
-        answer = self._window(child, "acquire", before)
+    def _acquire(self, child: Child, talk: Talk) -> None:
+        answer = self._step(talk, "acquire")
         self.record["outcome"] = answer["outcome"]
         self.record["outcomes"] = {answer["outcome"]: 1}
         self.record["done_bytes"] = answer.get("done_bytes")
         self.record["timing_ns"]["first"] = answer["ns"]
-        self._cycle_ns = answer["whole_ns"]
-        if answer["outcome"] not in ("ok", "short"):
-            self.record["failed_call"] = answer["call"]
-            self.record["failed_phase"] = "acquire"
-            self.record["detail"] = answer["detail"]
-        if answer["outcome"] not in ("ok", "short") or self._in_call:
+        self._windows.cycle_ns = answer["whole_ns"]
+        if answer["outcome"] not in _DONE:
+            self._refused("acquire", answer)
+        if answer["outcome"] not in _DONE or self._in_call:
             # Nothing may stay, but it may come back late: a bio's pages, a migration's leftovers.
             self._settle("acquire")
-        self._not_its_time(self._read_trace)
+        with self._deadline.stopped():
+            self._read_trace()
+        if answer["outcome"] != "ok":
+            self._look_into_it(child)
 
-    def _hold(self, child: Child, prepared: process_status.ProcessStatus) -> None:
-        self._phase = "hold"
+    def _hold(self, child: Child, talk: Talk, prepared: process_status.ProcessStatus) -> None:
+        talk.step = "hold"
         began_ns = time.monotonic_ns()
         held = _status(child)
         self._write_accounted("held", prepared, held)
@@ -233,40 +194,52 @@ class Observation:
                 "vma_count": maps.vma_count(child.pid),
             }
         self.record["zones_free"] = zoneinfo.free_pages(zoneinfo.read())
+        if self._case.params.get("kill") == "hold":
+            self._kill("hold", 0)
+        if "during" in self._case.params:
+            self._disturb(child, talk, prepared)
         if self._case.hold_s:
-            self._wait_alive(child, self._case.hold_s)
+            talk.stand(self._case.hold_s)
         self._phases["hold"] = [began_ns, time.monotonic_ns()]
 
-    def _release(self, child: Child) -> None:
-        answer = self._window(child, "release", self._quiet("release"))
-        self._cycle_ns += answer["whole_ns"]
+    def _disturb(self, child: Child, talk: Talk, prepared: process_status.ProcessStatus) -> None:
+        """What must not touch the pins: ``during``. Its window is ``pins.disturb``."""
+        answer = self._step(talk, "disturb", window="disturb")
+        self.record["disturbed"] = {
+            "outcome": answer["outcome"],
+            "detail": answer["detail"],
+            "vmpin_bytes": _grown(prepared.vmpin_bytes, _status(child).vmpin_bytes),
+        }
+
+    def _release(self, talk: Talk) -> None:
+        answer = self._step(talk, "release")
+        self._windows.cycle_ns += answer["whole_ns"]
         if answer["outcome"] != "ok":
-            self.record.update(
-                outcome=answer["outcome"],
-                failed_call=answer["call"],
-                failed_phase="release",
-                detail=answer["detail"],
-            )
+            self._refused("release", answer)
+        if self._case.params.get("kill") == "settle":
+            self._kill("settle", 0)
         self._settle("release")
-        self._not_its_time(self._read_trace)
+        with self._deadline.stopped():
+            self._read_trace()
 
-    def _after_release(self, child: Child, prepared: process_status.ProcessStatus) -> None:
-        self._write_accounted("after", prepared, _status(child))
+    def _settles(self, talk: Talk) -> None:
+        """Cycles that each wait until the counters rest: how late the kernel gives back."""
+        settled_ns: list[int] = []
+        for _ in range(self._case.settles):
+            if workloads.memory_spec(self._case.memory).fresh_each_cycle:
+                talk.ask("renew")
+            acquired = self._step(talk, "acquire", window="settles")
+            if acquired["outcome"] not in _DONE:
+                break
+            talk.ask("release")
+            rested_ns = self._windows.settle("settles")
+            if rested_ns is None:
+                break
+            settled_ns.append(rested_ns)
+        self.record["timing_ns"]["settles"] = settled_ns
 
-    def _write_accounted(
-        self,
-        when: str,
-        prepared: process_status.ProcessStatus,
-        now: process_status.ProcessStatus,
-    ) -> None:
-        """VmPin and VmLck beyond what *prepare* left: a real device pins its own queues as well."""
-        for figure in ("vmpin_bytes", "vmlck_bytes"):
-            figures_of = self.record.setdefault(figure, None) or {"held": None, "after": None}
-            figures_of[when] = _grown(getattr(prepared, figure), getattr(now, figure))
-            self.record[figure] = figures_of
-
-    def _cycles(self, child: Child) -> None:
-        answer = self._window(child, "cycles", self._quiet("cycles"))
+    def _cycles(self, talk: Talk) -> None:
+        answer = self._step(talk, "cycles")
         self.record["timing_ns"]["acquire"] = answer["acquire_ns"]
         self.record["timing_ns"]["release"] = answer["release_ns"]
         outcomes = self.record["outcomes"]
@@ -278,28 +251,93 @@ class Observation:
             )
         self._settle("cycles")
 
-    def _close(self, child: Child) -> None:
-        self._deadline_ns = max(self._deadline_ns, time.monotonic_ns() + _CLOSE_DEADLINE_NS)
-        if self._spans:
-            self._quiet(None)
-        self._go(child, "close")
-        self.record["owner_errors"] = self._receive(child)["errors"]
+    def _close(self, talk: Talk) -> None:
+        self._deadline.leave(_CLOSE_DEADLINE_NS)
+        if self._windows.spans:
+            self._windows.quiet(None)
+        self.record["owner_errors"] = talk.ask("close")["errors"]
 
-    # -- windows, noise, waiting ---------------------------------------------------------------
+    # -- a refusal -----------------------------------------------------------------------------
 
-    def _window(self, child: Child, phase: str, before: Snapshot) -> dict[str, Any]:
-        with contextlib.nullcontext() if phase == "cycles" else self._traced(phase):
+    def _refused(self, phase: str, answer: dict[str, Any]) -> None:
+        self.record.update(
+            failed_phase=phase,
+            failed_call=answer["call"],
+            outcome=answer["outcome"],
+            detail=answer["detail"],
+        )
+
+    def _look_into_it(self, child: Child) -> None:
+        """What can be known of the refusal, now that the process stands where it met it."""
+        with self._deadline.stopped(), _ended_child_noticed():
+            self.record["evidence"] = evidence.collect(
+                self._case, child.pid, self.record, self._around
+            ).to_json()
+
+    def _retry(self, child: Child, talk: Talk) -> None:
+        """Apply the remedy of the cause that was found, and try again in the same process."""
+        failure = self._failure()
+        while len(self.record["retries"]) < _MOST_RETRIES:
+            explained = explain.of_record(failure)
+            if explained is None or explained.first.command is None:
+                return
+            with self._deadline.stopped():
+                applied = remedy.apply(explained.first.command)
+            answer = talk.ask("acquire")
+            retry = {
+                "cause": explained.first.cause,
+                "command": explained.first.command,
+                "applied": applied,
+                "outcome": answer["outcome"],
+            }
+            self.record["retries"].append(retry)
+            if answer["outcome"] in _DONE:
+                talk.ask("release")
+                return
+            failure = {**failure, "outcome": answer["outcome"], "failed_call": answer["call"]}
+            failure["detail"] = answer["detail"]
+            with _ended_child_noticed():
+                found = evidence.collect(self._case, child.pid, failure, self._around)
+            failure["evidence"] = found.to_json()
+
+    def _failure(self) -> dict[str, Any]:
+        """The record as far as it goes, with what the runner will add to it."""
+        said = {"kernel": os.uname().release, "device": self._around.device}
+        return {**said, **Planned(0, 0, self._case).record_fields(), **self.record}
+
+    # -- steps, trace --------------------------------------------------------------------------
+
+    def _ask(self, talk: Talk, step: str) -> dict[str, Any]:
+        """Have a step taken; a case that is to be killed in it is."""
+        if self._case.params.get("kill") != step:
+            return talk.ask(step)
+        talk.tell(step)
+        self._kill(step, self._windows.moment_in(step))
+        raise AssertionError("unreachable")
+
+    def _kill(self, phase: str, after_ns: int) -> None:
+        time.sleep(after_ns / 1e9)
+        self._containment.kill()
+        self.record["killed"] = {"phase": phase, "after_ns": after_ns}
+        raise _Killed
+
+    def _step(self, talk: Talk, step: str, window: str | None = None) -> dict[str, Any]:
+        """Have a step taken in a window of its own."""
+        phase = window or step
+        before = self._windows.quiet(phase)
+        with self._traced(phase) if phase in ("acquire", "release") else contextlib.nullcontext():
             began_ns = time.monotonic_ns()
-            self._go(child, phase)
-            answer = self._receive(child)
+            answer = self._ask(talk, step)
             ended_ns = time.monotonic_ns()
-        if phase != "cycles":
-            self._wait_for_fold()
-        after = self._counters.snapshot()
         self._phases[phase] = [began_ns, ended_ns]
-        self._expectancy.learn(self._case, phase, ended_ns - before.t_ns)
-        self._measured(phase, before, after, ended_ns)
+        self._windows.end(phase, before, ended_ns)
         return answer
+
+    def _settle(self, phase: str) -> None:
+        settled_ns = self._windows.settle(phase)
+        times = self.record["timing_ns"]
+        if phase != "cycles" and settled_ns is not None:
+            times["settle"] = max(times["settle"] or 0, settled_ns)
 
     @contextlib.contextmanager
     def _traced(self, phase: str) -> Iterator[None]:
@@ -319,128 +357,17 @@ class Observation:
         elif earlier is not None:
             self.record.update(gup_calls=earlier + calls, no_trace=None)
 
-    def _not_its_time(self, work: Callable[[], None]) -> None:
-        """Do something between windows: the child stands still, so its deadline is put off."""
-        began_ns = time.monotonic_ns()
-        work()
-        self._deadline_ns += time.monotonic_ns() - began_ns
-
-    def _measured(self, phase: str, before: Snapshot, after: Snapshot, ended_ns: int) -> None:
-        """Note the window, and how long the noise is to be watched for its sake."""
-        self._spans[phase] = before, after
-        self._last = after
-        elapsed_ns = self._window_ns[phase] = ended_ns - before.t_ns
-        self._noise.owed_ns = elapsed_ns + max(0, elapsed_ns - self._noise.last_ns)
-
-    def _wait_for_fold(self) -> None:
-        """An ordinary user cannot have the counters folded; each CPU does it once an interval."""
-        if not self._counters.refreshes:
-            time.sleep(_FOLD_INTERVALS * self._counters.interval_s)
-            self._deadline_ns += round(_FOLD_INTERVALS * self._counters.interval_s * 1e9)
-
-    def _quiet(self, before_phase: str | None) -> Snapshot:
-        """Let nothing of ours run, at least as long as the window before and the one to come."""
-        if before_phase == "acquire":
-            self._wait_for_fold()
-        wanted_ns = max(self._noise.owed_ns, _MIN_NOISE_NS)
-        if before_phase is not None:
-            wanted_ns = max(wanted_ns, self._expected_ns(before_phase))
-        ambient = window.ambient(self._counters, wanted_ns)
-        # The child stood still: waiting is not its time, and what moved is not its doing.
-        self._deadline_ns += ambient.elapsed_ns
-        self._noise.pages = max(self._noise.pages, ambient.pages or 0, abs(self._drifted(ambient)))
-        if before_phase == "acquire":
-            self._noise.before_ns = ambient.elapsed_ns
-        self._noise.last_ns = ambient.elapsed_ns
-        self._noise.owed_ns = 0
-        return ambient.end
-
-    def _drifted(self, ambient: window.Ambient) -> int:
-        """Net pages that others pinned since the last window: a hold can be long."""
-        if self._last is None or None in (self._last.outstanding, ambient.end.outstanding):
-            return 0
-        assert self._last.outstanding is not None
-        assert ambient.end.outstanding is not None
-        drifted = ambient.end.outstanding - self._last.outstanding
-        self._drift += drifted
-        return drifted
-
-    def _expected_ns(self, phase: str) -> int:
-        """How long the window will be: the cycles' from the observed cycle, else as before."""
-        if phase != "cycles":
-            return self._expectancy.expected_ns(self._case, phase)
-        cycle_ns = self._cycle_ns
-        if workloads.memory_spec(self._case.memory).fresh_each_cycle:
-            cycle_ns += self._memory_ns
-        return cycle_ns * (self._case.warmup + self._case.repeat) + _FIRST_GUESS_NS
-
-    def _settle(self, phase: str) -> None:
-        """Wait for what the kernel gives back later, and count it to the phase that caused it."""
-        before, after = self._spans[phase]
-        began = self._start
-        if began is None or after.outstanding is None:
-            return
-        settle_ns = 0
-        if after.outstanding != began.outstanding:
-            after, settle_ns = settle(
-                self._counters, lambda now: now.outstanding == began.outstanding, self._settle_s()
-            )
-            self._measured(phase, before, after, after.t_ns)
-        if phase != "cycles":
-            times = self.record["timing_ns"]
-            times["settle"] = max(times["settle"] or 0, settle_ns)
-
-    def _settle_s(self) -> float:
-        return _NOISY_SETTLE_DEADLINE_S if self._noise.pages else _SETTLE_DEADLINE_S
-
-    def _go(self, child: Child, phase: str) -> None:
-        self._phase = phase
-        try:
-            child.channel.send(go=phase)
-        except ConnectionError as error:
-            raise _ChildEnded from error
-
-    def _receive(self, child: Child) -> dict[str, Any]:
-        if not self._spoke(child, self._deadline_ns):
-            raise _DeadlinePassed
-        try:
-            answer = child.channel.receive(self._deadline_ns)
-        except TimeoutError as error:
-            raise _DeadlinePassed from error
-        if answer is None:
-            raise _ChildEnded
-        if answer["step"] == "broken":
-            self.record["error"] = answer["detail"]
-            raise _ChildEnded
-        return answer
-
-    def _spoke(self, child: Child, until_ns: int) -> bool:
-        """Wait for the child's next message; False once CLOCK_MONOTONIC passes ``until_ns``.
-
-        The zygote, or its end, says that the child is gone; the end of the child's own socket does
-        not, as long as something that it forked has it open.
-        """
-        left_s = max(0, until_ns - time.monotonic_ns()) / 1e9
-        child_fileno = child.channel.fileno()
-        ready, _, _ = select.select([child_fileno, self._zygote_fileno], [], [], left_s)
-        if ready and child_fileno not in ready:
-            raise _ChildEnded
-        return bool(ready)
-
-    def _wait_alive(self, child: Child, seconds: float) -> None:
-        """Hold, and notice a child that ends meanwhile. The deadline starts again afterwards."""
-        until_ns = time.monotonic_ns() + round(seconds * 1e9)
-        if self._spoke(child, until_ns):  # it has nothing to say but that it ended
-            raise _ChildEnded
-        self._deadline_ns += round(seconds * 1e9)
-
-    def _at_rest(self) -> Snapshot:
-        """A snapshot in which no pin of others is on its way, so that none can look like ours."""
-        for _ in range(_REST_TRIES):
-            ambient = window.ambient(self._counters, _MIN_NOISE_NS, per_node=False)
-            if not ambient.pages:
-                break
-        return ambient.end
+    def _write_accounted(
+        self,
+        when: str,
+        prepared: process_status.ProcessStatus,
+        now: process_status.ProcessStatus,
+    ) -> None:
+        """VmPin and VmLck beyond what *prepare* left: a real device pins its own queues as well."""
+        for figure in ("vmpin_bytes", "vmlck_bytes"):
+            figures_of = self.record.setdefault(figure, None) or {"held": None, "after": None}
+            figures_of[when] = _grown(getattr(prepared, figure), getattr(now, figure))
+            self.record[figure] = figures_of
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -471,29 +398,17 @@ class Observation:
             self.record["verdict"] = "crash"
             self.record["reason"] = f"signal-{-status}" if status < 0 else f"exit-{status}"
 
-    def _count_orphans(self, baseline: Snapshot) -> None:
-        """Pins still held once the child is gone: nobody is left to give them back."""
-        if baseline.outstanding is None:
-            return
-        rested, _ = settle(
-            self._counters,
-            lambda now: now.outstanding == baseline.outstanding,
-            self._settle_s(),
-        )
-        if rested.outstanding is not None:
-            self._orphaned = rested.outstanding - baseline.outstanding - self._drift
-
     def _write_pins(self) -> None:
-        deltas = {phase: window.between(*span) for phase, span in self._spans.items()}
+        deltas = self._windows.deltas
         acquire = deltas.get("acquire")
         if acquire is not None:
             migrated = {"success": acquire.migrate_success, "fail": acquire.migrate_fail}
             self.record["migrate"] = migrated
-            self.record["cma"] = figures.free_cma(*self._spans["acquire"])
-        quality = figures.quality(self._counters, self._noise.pages, self._noise.intervals_ns)
-        failed = self.record["outcome"] not in ("ok", "short")
+            self.record["cma"] = figures.free_cma(*self._windows.spans["acquire"])
+        quality = figures.quality(self._counters, self._windows.noise_pages, self._windows.noise_ns)
+        failed = self.record["outcome"] not in _DONE
         self.record["pins"] = figures.pins(
-            deltas, self._window_ns, self._orphaned, quality, refused=failed
+            deltas, self._windows.lasted_ns, self._orphaned, quality, refused=failed
         )
 
 
@@ -503,7 +418,7 @@ def _ended_child_noticed() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise _ChildEnded from error
+        raise ChildEnded from error
 
 
 def _status(child: Child) -> process_status.ProcessStatus:

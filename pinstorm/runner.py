@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
-from pinstorm import containment, figures, verdict
+from pinstorm import containment, explain, figures, verdict
 from pinstorm.journal import Journal
 from pinstorm.needs import Survey
-from pinstorm.observe import Expectancy, Observation
+from pinstorm.observe import Observation
 from pinstorm.spawn import Zygote
+from pinstorm.windows import Expectancy
 from pinstorm.witness import Known, Witness
 from telemetry import kmsg, taint, window
 from telemetry.gup_trace import BEHIND
@@ -134,6 +135,8 @@ class Runner:
     _expectancy: Expectancy = field(default_factory=Expectancy)
     _leaves: containment.Leaves = field(default_factory=containment.Leaves)
     _interrupts: _Interrupts = field(default_factory=_Interrupts)
+    # What the kernel logged in the case that runs.
+    _log_lines: list[kmsg.Line] = field(default_factory=list)
 
     def self_test(self) -> dict[str, Any]:
         """Pin a known number of pages; where the counters don't move by it, pins are not judged.
@@ -204,6 +207,8 @@ class Runner:
             raise
         record = observation.record
         record["kmsg"] = self._kernel_lines(earlier, record.get("pid"))
+        if record["evidence"] is not None and self.log is not None:
+            record["evidence"]["kernel_log"] = [line.text for line in self._log_lines]
         record["taint"] = taint.new_bits(tainted, taint.read())
         self._finish(planned, record, journal)
 
@@ -232,7 +237,10 @@ class Runner:
 
     def _kernel_reports(self) -> list[str] | None:
         """What the kernel complained of since this was last asked; None where it cannot be read."""
-        return None if self.log is None else kmsg.suspicious(self.log.since_last())
+        if self.log is None:
+            return None
+        self._log_lines = self.log.since_last()
+        return kmsg.suspicious(self._log_lines)
 
     def _kernel_lines(self, earlier: list[str] | None, pid: int | None) -> list[Any] | None:
         """None where the log cannot be read, which is not the same as a clean one."""
@@ -250,6 +258,7 @@ class Runner:
             "driver": self.survey.driver,
             "cause": None,
             "remedy": None,
+            "explanation": None,
             "gup_calls": None,
             "no_trace": None,
             "telemetry": {"pins_available": self.pins_available},
@@ -264,6 +273,10 @@ class Runner:
         record["verdict"], record["reason"] = judgement.verdict, judgement.reason
         record["expected"] = judgement.expected
         record["pin_class"] = (judgement.expected or {}).get("pin_class")
+        explained = explain.of_record(record)
+        if explained is not None:
+            record["cause"], record["remedy"] = explained.first.cause, explained.first.remedy
+            record["explanation"] = explained.to_json()
         journal.record(record)
         self.listener(record)
 

@@ -33,6 +33,7 @@ IMPLIED: dict[str, Any] = {
     "processes": 1,
     "force": False,
     "registered": False,
+    "times": 1,
 }
 
 
@@ -60,6 +61,8 @@ class Entry:
     repeat: int
     warmup: int
     deadline_s: float
+    settles: int
+    remedy: bool
     exclude: tuple[Exclusion, ...]
 
 
@@ -240,6 +243,10 @@ def _entry(matrix: Matrix, run: Run, everywhere: Sequence[Exclude]) -> Entry:
         "processes": matrix.processes,
         "uid": matrix.user,
         "memlock_bytes": matrix.memlock,
+        "under": matrix.under,
+        "times": matrix.times,
+        "during": matrix.during,
+        "kill": matrix.kill,
         "size_bytes": matrix.size,
     }
     return Entry(
@@ -249,6 +256,8 @@ def _entry(matrix: Matrix, run: Run, everywhere: Sequence[Exclude]) -> Entry:
         repeat=run.repeat if matrix.repeat is None else matrix.repeat,
         warmup=run.warmup if matrix.warmup is None else matrix.warmup,
         deadline_s=run.deadline_s if matrix.deadline_s is None else matrix.deadline_s,
+        settles=matrix.settles,
+        remedy=matrix.remedy,
         exclude=tuple(
             Exclusion(exclude.workload, exclude.memory, exclude.reason)
             for exclude in (*matrix.exclude, *everywhere)
@@ -268,6 +277,8 @@ def _entry_cases(entry: Entry, hold_s: float, notes: "_Notes") -> Iterator[Case]
                 warmup=entry.warmup,
                 deadline_s=entry.deadline_s,
                 hold_s=hold_s,
+                settles=entry.settles,
+                remedy=entry.remedy,
             )
             exclusion = next((e for e in entry.exclude if e.covers(case)), None)
             if exclusion is None:

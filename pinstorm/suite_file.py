@@ -18,8 +18,8 @@ from pydantic_core import ErrorDetails
 
 from pinstorm.errors import UsageError
 from pinstorm.units import parse_duration, parse_size
-from workloads import MEMORY, WORKLOADS
-from workloads.spec import PAGE_BYTES
+from workloads import CIRCUMSTANCES, MEMORY, WORKLOADS
+from workloads.spec import DISTURBANCES, PAGE_BYTES, PHASES
 
 _Read = TypeVar("_Read")
 
@@ -156,6 +156,18 @@ def _modes(value: Any) -> tuple[str, ...]:
     return _known("mode of gup_test", GUP_TEST_MODES, value)
 
 
+def _circumstances(value: Any) -> tuple[str, ...]:
+    return _known("circumstance", [spec.name for spec in CIRCUMSTANCES], value)
+
+
+def _disturbances(value: Any) -> tuple[str, ...]:
+    return _known("disturbance", DISTURBANCES, value)
+
+
+def _phases(value: Any) -> tuple[str, ...]:
+    return _known("phase", PHASES, value)
+
+
 def _counts(low: int, high: int, value: Any) -> tuple[int, ...]:
     for given in (values := _several(value)):
         if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
@@ -224,6 +236,12 @@ class Matrix(_Table):
     processes: Annotated[tuple[int, ...], BeforeValidator(partial(_counts, 1, 64))] = ()
     user: Annotated[tuple[int, ...], BeforeValidator(partial(_counts, 1, 2**32 - 2))] = ()
     memlock: Annotated[tuple[int, ...], BeforeValidator(_limits)] = ()
+    under: Annotated[tuple[str, ...], BeforeValidator(_circumstances)] = ()
+    times: Annotated[tuple[int, ...], BeforeValidator(partial(_counts, 1, 64))] = ()
+    during: Annotated[tuple[str, ...], BeforeValidator(_disturbances)] = ()
+    kill: Annotated[tuple[str, ...], BeforeValidator(_phases)] = ()
+    settles: Annotated[int, Field(ge=0, le=10_000)] = 0
+    remedy: bool = False
     repeat: _Repeat | None = None
     warmup: _Repeat | None = None
     deadline_s: _Deadline | None = None

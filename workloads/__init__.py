@@ -2,10 +2,13 @@
 
 from importlib import import_module
 
-from workloads.spec import MIB, Case, MemorySpec, Need, WorkloadSpec
+from workloads.spec import MIB, Case, CircumstanceSpec, MemorySpec, Need, WorkloadSpec
 
 # Parameters that say under which conditions a case runs, whatever its workload does.
 COMMON = ("offset_bytes", "uid", "memlock_bytes", "processes")
+
+# Of workloads that hold pins: what befalls the process, and what is done to it or its memory.
+HELD = ("under", "times", "during", "kill")
 
 WORKLOADS = (
     WorkloadSpec(
@@ -432,6 +435,15 @@ MEMORY = (
 )
 
 
+# Filled by the issue's work: see configs/failures.toml.
+CIRCUMSTANCES: tuple[CircumstanceSpec, ...] = ()
+
+
+def circumstance_spec(name: str) -> CircumstanceSpec:
+    """The spec of that name; KeyError when there is none."""
+    return _CIRCUMSTANCE_BY_NAME[name]
+
+
 def workload_spec(name: str) -> WorkloadSpec:
     """The spec of that name; KeyError when there is none."""
     return _WORKLOAD_BY_NAME[name]
@@ -456,3 +468,4 @@ def include(module_name: str) -> None:
 
 _WORKLOAD_BY_NAME = {spec.name: spec for spec in WORKLOADS}
 _MEMORY_BY_NAME = {spec.name: spec for spec in MEMORY}
+_CIRCUMSTANCE_BY_NAME = {spec.name: spec for spec in CIRCUMSTANCES}

@@ -20,6 +20,9 @@ from workloads.crew import Crew
 from workloads.prepared import Prepared
 from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
 
+# What the runner may ask for once the case is prepared.
+STEPS = ("acquire", "release", "disturb", "renew", "cycles", "close")
+
 
 class RunnerGone(Exception):
     """The runner closed its end: nobody is left to measure for."""
@@ -32,16 +35,12 @@ def errno_name(number: int) -> str:
 
 
 def run(channel: Channel, case: Case, around: Surroundings) -> None:
-    """Serve one case's phases until the runner says close or goes away."""
+    """Take the steps that the runner asks for, until it says close or goes away."""
     prepared = crew.of(case, around)
     try:
         _await(channel, "prepare")
         if _prepare_and_report(channel, prepared):
-            _observed_cycle(channel, prepared.operation)
-            go = _await(channel, "cycles", "close")
-            if go["go"] == "cycles":
-                channel.send(**_timed_cycles(prepared))
-                _await(channel, "close")
+            _steps(channel, prepared)
         else:
             _await(channel, "close")
     except (RunnerGone, ConnectionError):
@@ -54,6 +53,23 @@ def run(channel: Channel, case: Case, around: Surroundings) -> None:
         prepared.close()
     with suppress(ConnectionError):
         channel.send(step="closed", errors=prepared.errors)
+
+
+def _steps(channel: Channel, prepared: Prepared | Crew) -> None:
+    """Between prepare and close, in whatever order the runner asks for them."""
+    while (step := _await(channel, *STEPS)["go"]) != "close":
+        match step:
+            case "acquire":
+                channel.send(step="acquired", **_acquire(prepared.operation))
+            case "release":
+                channel.send(step="released", **_attempt(prepared.operation.release))
+            case "disturb":
+                channel.send(step="disturbed", **_attempt(prepared.disturb))
+            case "renew":
+                prepared.renew_memory()
+                channel.send(step="renewed")
+            case "cycles":
+                channel.send(**_timed_cycles(prepared))
 
 
 def _named(error: Exception) -> str:
@@ -76,6 +92,7 @@ def _prepare_and_report(channel: Channel, prepared: Prepared | Crew) -> bool:
             placement=prepared.placement(),
             memory_ns=prepared.memory_ns,
             memlock_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+            region=prepared.region_bytes(),
         )
         return True
     except CallFailed as error:
@@ -96,21 +113,19 @@ def _prepare_and_report(channel: Channel, prepared: Prepared | Crew) -> bool:
     return False
 
 
-def _observed_cycle(channel: Channel, operation: Operation) -> None:
-    _await(channel, "acquire")
+def _acquire(operation: Operation) -> dict[str, Any]:
     acquired = _attempt(operation.acquire)
     if acquired["outcome"] == "ok" and operation.done_bytes is not None:
         acquired |= {"outcome": "short", "done_bytes": operation.done_bytes}
-    channel.send(step="acquired", **acquired)
-    if acquired["outcome"] in ("ok", "short"):
-        _await(channel, "release")
-        channel.send(step="released", **_attempt(operation.release))
+    return acquired
 
 
 def _attempt(call: Any) -> dict[str, Any]:
     start_ns = time.monotonic_ns()
     try:
-        return {"outcome": "ok", "ns": call(), "whole_ns": time.monotonic_ns() - start_ns}
+        elapsed_ns = call()
+        whole_ns = time.monotonic_ns() - start_ns
+        return {"outcome": "ok", "ns": elapsed_ns, "whole_ns": whole_ns, "detail": ""}
     except CallFailed as error:
         return {
             "whole_ns": time.monotonic_ns() - start_ns,

@@ -76,6 +76,12 @@ class Crew:
         for member in self._members:
             member.answer()
 
+    def disturb(self) -> int:
+        return self._first.disturb()
+
+    def region_bytes(self) -> tuple[int, int]:
+        return self._first.region_bytes()
+
     def placement(self) -> dict[str, Any] | None:
         return self._first.placement()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import workloads
 from telemetry import placement
-from workloads import memory, user
+from workloads import disturbance, memory, user
 from workloads.memory import evacuation
 from workloads.owner import Owner
 from workloads.spec import Case, Operation, Surroundings
@@ -41,6 +41,14 @@ class Prepared:
         self._memory.close()
         self._region = self._make_memory()
         self.operation.aim_at(self._region)
+
+    def disturb(self) -> int:
+        """What must not touch the pins that are held: ``during``. See workloads.disturbance."""
+        return disturbance.disturb(str(self.case.params["during"]), self._region)
+
+    def region_bytes(self) -> tuple[int, int]:
+        """Address and length of what is handed to the kernel."""
+        return self._region.address, self._region.size_bytes
 
     def placement(self) -> dict[str, Any] | None:
         """Where the pages lie now; None where page frames are hidden.

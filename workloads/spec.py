@@ -15,6 +15,10 @@ MIB = 1 << 20
 # What msg-zerocopy gives to one connection: a rule reckons what each send is charged.
 ZEROCOPY_SEND_BYTES = MIB
 
+PHASES = ("prepare", "acquire", "hold", "release", "settle")
+# What can be done to memory while it is pinned (workloads.disturbance).
+DISTURBANCES = ("madv-dontneed", "munmap", "fork", "thread-exit")
+
 PinClass = Literal["none", "get", "pin", "pin-longterm"]
 
 
@@ -46,6 +50,9 @@ class Need(StrEnum):
     NUMA = "numa"
     MOVABLE = "movable"
     ORDINARY_USER = "ordinary-user"
+    DESTRUCTIVE = "destructive"
+    CGROUP_RDMA = "cgroup-rdma"
+    CGROUP_MEMORY = "cgroup-memory"
     MEMLOCK = "memlock"
 
 
@@ -61,7 +68,12 @@ class Case:
     ``params`` always has ``size_bytes``, what is registered or transferred; the memory maps whole
     granules around it. The other keys are the workload's own parameters, and those of every case:
     ``offset_bytes`` from a page's beginning, ``uid`` and ``memlock_bytes`` of the processes,
-    ``processes`` that do the same at once, each to memory of its own, ``force``.
+    ``processes`` that do the same at once, each to memory of its own, ``force``; ``under``, the
+    circumstance that makes it fail; ``times`` that the same range is registered; ``during``, what
+    is done to the memory while it is pinned; ``kill``, the phase in which the process gets SIGKILL.
+
+    ``settles``: cycles that each wait for the counters to rest. ``remedy``: apply the remedy of a
+    refusal's cause, and try again.
     """
 
     workload: str
@@ -71,6 +83,8 @@ class Case:
     warmup: int = 1
     deadline_s: float = 30.0
     hold_s: float = 0.0
+    settles: int = 0
+    remedy: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -83,6 +97,10 @@ class Case:
     @property
     def processes(self) -> int:
         return int(self.params.get("processes", 1))
+
+    @property
+    def times(self) -> int:
+        return int(self.params.get("times", 1))
 
     @property
     def pages(self) -> int:
@@ -110,6 +128,8 @@ class Case:
             "warmup": self.warmup,
             "deadline_s": self.deadline_s,
             "hold_s": self.hold_s,
+            "settles": self.settles,
+            "remedy": self.remedy,
         }
 
     @classmethod
@@ -218,6 +238,23 @@ class MemorySpec:
 
     def mapped_bytes(self, size_bytes: int) -> int:
         return -(-size_bytes // self.granule_bytes) * self.granule_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CircumstanceSpec:
+    """What is wrong around a case on purpose (``under``), so that it fails for that cause.
+
+    ``cause``: the name pinstorm.explain must give it. ``module``: the child's half, with a
+    ``prepare(case, region, around, owner)`` that runs when the workload is prepared; None where the
+    runner makes all of it (pinstorm.circumstances). ``workloads``: those that it can befall.
+    """
+
+    name: str
+    summary: str
+    cause: str
+    workloads: tuple[str, ...]
+    module: str | None = None
+    needs: tuple[Need, ...] = ()
 
 
 class Operation(Protocol):
