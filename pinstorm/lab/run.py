@@ -69,6 +69,8 @@ class _Run:
     # Where the console of the case at hand begins: what came before is not its panic.
     console_bytes: int = 0
     console_seen_bytes: int = 0
+    # The last line that the guest's command wrote on standard error when it failed.
+    last_words: str = ""
 
     @property
     def journal_path(self) -> Path:
@@ -209,7 +211,8 @@ def _run_shape(run: _Run, shape: Shape, cases: Sequence[Planned]) -> None:
             continue
         lost_boots += 1
         what = "ran no case" if started else "never came up"
-        run.note(f"the guest {what}; its messages are in {run.console_path}")
+        said = f" ({run.last_words})" if run.last_words else ""
+        run.note(f"the guest {what}{said}; its messages are in {run.console_path}")
         if lost_boots == LOST_BOOTS:
             _give_up(run, _unfinished(run, cases))
 
@@ -362,6 +365,7 @@ def _note_interrupted(run: _Run) -> None:
 def _keep_messages(run: _Run, guest: boot.Guest, ended: int | None) -> None:
     """What the guest's command and QEMU said goes to the console's file: results never do."""
     output, errors = guest.output()
+    run.last_words = next(reversed(errors.strip().splitlines()), "")
     with open(run.console_path, "a", encoding="utf-8") as console:
         for title, text in (
             ("guest command, standard output", output),

@@ -196,3 +196,16 @@ def wait_for(condition: Any, deadline_s: float) -> Any:
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
     return found
+
+
+def test_a_guest_that_cannot_begin_says_why(
+    backports: Kernel, quick: suite.Suite, lab_tmp: Path
+) -> None:
+    said: list[str] = []
+    done = lab.run_kernel(
+        quick, numbered(GOOD), backports, lab_tmp, None, lambda line: None, said.append,
+        include=("no_such_module",),
+    )  # fmt: skip
+    assert [(r["verdict"], r["reason"]) for r in done.records] == [("lost", "boot-lost")]
+    assert "No module named 'no_such_module'" in said[-1]
+    assert "console.log" in said[-1]
