@@ -92,6 +92,9 @@ def run(
     setup: Annotated[
         bool, typer.Option("--setup", help="Change the machine as cases need, and give it back.")
     ] = False,
+    destructive: Annotated[
+        bool, typer.Option("--destructive", help="Run cases that could crash this machine, too.")
+    ] = False,
     no_refresh: Annotated[
         bool, typer.Option("--no-refresh", help="Never run vmstat's refresh on every CPU.")
     ] = False,
@@ -115,6 +118,7 @@ def run(
         refresh=False if no_refresh else None,
         pin_budget_bytes=parse_size(pin_budget) if pin_budget else None,
         setup=setup,
+        destructive=destructive,
         only=only,
     )
     session.check_budget(plan, options)
@@ -173,6 +177,46 @@ def report(
     _exit_with(records)
 
 
+@app.command("explain")
+def explain_(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A directory that a run wrote.", show_default=False)
+    ] = None,
+    case: Annotated[
+        str | None, typer.Argument(help="The id of a case, or a glob.", show_default=False)
+    ] = None,
+    call: Annotated[
+        str | None, typer.Option("--call", help="Of another program: the call, e.g. ibv_reg_mr.")
+    ] = None,
+    error: Annotated[
+        str | None, typer.Option("--errno", help="What it gave, by name or number.")
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", help="How much it asked for.")] = None,
+    pid: Annotated[
+        int | None, typer.Option("--pid", min=1, help="Its process, if it still lives.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why a case was refused, or with --call and --errno another program, and what to do."""
+    from pinstorm.report import explanation
+    from pinstorm.units import parse_size
+
+    if call is None and error is None:
+        if bundle is None or case is None:
+            raise UsageError("explain what? give BUNDLE and CASE, or --call and --errno")
+        if size is not None or pid is not None:
+            raise UsageError("--size and --pid speak of another program: add --call and --errno")
+        explanation.show_cases(bundle, case, as_json)
+        return
+    if call is None or error is None:
+        missing = "--call" if call is None else "--errno"
+        raise UsageError(f"a call is explained by its errno: add {missing}")
+    if bundle is not None:
+        raise UsageError(f"{bundle} and --call are two questions: ask one of them")
+    size_bytes = parse_size(size) if size is not None else None
+    explanation.show_failure(call, error, size_bytes, pid, as_json)
+
+
 @app.command("list")
 def list_(
     rules: Annotated[bool, typer.Option("--rules", help="The oracle's rules and sources.")] = False,
@@ -203,6 +247,24 @@ def list_(
         rule_listing.show_rules(as_json)
         return
     listing.show_registry(device, tuple(scratch or ()), as_json)
+
+
+@app.command()
+def pins(
+    uid: Annotated[
+        int | None, typer.Option("--uid", min=0, help="Only what this user's processes hold.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="The same, by name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who holds pins on this machine now, and how many no process accounts for."""
+    from pinstorm.report import pins_listing
+
+    if user is not None:
+        if uid is not None:
+            raise UsageError("--uid and --user both say whose: give one of them")
+        uid = pins_listing.user_id(user)
+    pins_listing.show_pins(uid, as_json)
 
 
 @lab_app.command("run")

@@ -32,6 +32,11 @@ class Containment:
         self._child_pid: int | None = None
         self.kind: Literal["cgroup", "process-group"] = "cgroup" if leaf else "process-group"
 
+    @property
+    def leaf(self) -> Path | None:
+        """The case's own control group, where it may have one."""
+        return self._leaf if self.kind == "cgroup" else None
+
     def admit(self, pid: int) -> None:
         """Put the child in before it has done anything; what it forks is born inside."""
         self._child_pid = pid
@@ -40,6 +45,12 @@ class Containment:
                 (self._leaf / "cgroup.procs").write_text(str(pid))
             except OSError:
                 self.kind = "process-group"
+
+    def kill_child(self) -> None:
+        """SIGKILL to the child, in one system call; ``kill`` is for what it has started."""
+        assert self._child_pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child_pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """SIGKILL to the whole tree; returns once it is empty, or after five seconds."""

@@ -2,23 +2,31 @@
 
 Everything in pages of PAGE_SIZE. ``held`` is acquired minus released when acquire has returned (or,
 where nothing may stay, when the counters rest); ``leaked`` the same over acquire and release.
+``disturb``: what moved while the memory was disturbed (``during``), which should be nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from telemetry.vmstat import Counters, Snapshot
 from telemetry.window import Delta
 
 
-def quality(counters: Counters, noise_pages: int, noise_ns: list[int]) -> dict[str, Any]:
-    """How far the figures can be trusted: ``bound`` for one counter, ``net_bound`` for two."""
+def quality(
+    counters: Counters, noise_pages: int, recent_pages: int, noise_ns: list[int]
+) -> dict[str, Any]:
+    """How far the figures can be trusted: ``bound`` for one counter, ``net_bound`` for two.
+
+    ``noise``: pages that others moved around the windows; ``recent``: and in the two seconds
+    before, which is when the next burst of theirs can hide in a window.
+    """
     return {
-        "exact": counters.refreshes and noise_pages == 0,
+        "exact": counters.refreshes and noise_pages == recent_pages == 0,
         "refreshed": counters.refreshes,
         "bound": counters.bound_pages,
         "net_bound": counters.held_bound_pages,
         "noise": noise_pages,
+        "recent": recent_pages,
         "noise_ns": noise_ns,
     }
 
@@ -38,7 +46,7 @@ def pins(
     """
     acquire, release, cycles = (deltas.get(phase) for phase in ("acquire", "release", "cycles"))
     if acquire is None:
-        unknown = dict.fromkeys(("acquire", "release", "held", "leaked", "cycles"))
+        unknown = dict.fromkeys(("acquire", "release", "disturb", "held", "leaked", "cycles"))
         if orphaned is None:
             return None
         return {**trust, **unknown, "flagged": False, "orphaned": orphaned, "per_node": {}}
@@ -54,10 +62,18 @@ def pins(
         # Without a release the kernel refused: whatever is still there was never given back.
         "leaked": leaked if release is not None or refused else None,
         "orphaned": orphaned,
+        "disturb": _moves(deltas.get("disturb")),
         "cycles": _moves(cycles),
         "per_node": {str(node): list(pair) for node, pair in acquire.per_node.items()},
         "window_ns": dict(window_ns),
     }
+
+
+def moved(deltas: Sequence[Delta]) -> dict[str, int | None] | None:
+    """What several windows moved together; None when there was none, or no counters."""
+    acquired = [delta.acquired for delta in deltas if delta.acquired is not None]
+    released = [delta.released for delta in deltas if delta.released is not None]
+    return {"acquired": sum(acquired), "released": sum(released)} if acquired else None
 
 
 def doubt(pins: dict[str, Any], noise_pages: int) -> None:
@@ -66,6 +82,18 @@ def doubt(pins: dict[str, Any], noise_pages: int) -> None:
         pins["noise"] = max(pins["noise"], noise_pages)
         pins["exact"] = False
         pins["flagged"] = pins["flagged"] or _reached(pins["noise"], pins["acquire"])
+
+
+def confirmed(pins: Mapping[str, Any], expected: Mapping[str, Any], cycles: int) -> bool:
+    """Whether acquired and held are what the rule says to the page, or acquired what each of the
+    ``cycles`` timed ones took: a pin of others that fell into the window would have moved them."""
+    moves, timed = pins["acquire"], pins["cycles"]
+    if moves is None:
+        return True
+    if (moves["acquired"], pins["held"]) == (expected.get("acquired"), expected.get("held")):
+        return True
+    once = moves["acquired"] + ((pins["release"] or {}).get("acquired") or 0)
+    return timed is not None and cycles > 0 and timed["acquired"] == cycles * once
 
 
 def free_cma(before: Snapshot, after: Snapshot) -> dict[str, int | None] | None:

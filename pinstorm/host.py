@@ -1,10 +1,11 @@
 """Everything that changes the machine, in one place, written down before it is done.
 
-Each change is a file under /proc or /sys with the text it had before. The list is on disk before
-the first write, so that the next start gives back what a killed run could not.
+Each change is a file under /proc or /sys with the text that gives back what was before. The list is
+on disk before the first write, so that the next start gives back what a killed run could not.
 """
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -43,29 +44,44 @@ def provide(plan: Sequence[Planned]) -> None:
     change(hugepages.pool_size_file(HUGE_BYTES), str(total))
 
 
-def change(path: Path, text: str) -> None:
-    """Write a file of /proc or /sys, after noting what it was."""
+def change(path: Path, text: str, undo: tuple[Path, str] | None = None) -> None:
+    """Write a file of /proc, /sys or a control group, after noting what gives it back.
+
+    That is what the file said before, unless ``undo`` names another file, or other words for it.
+    """
     try:
-        before = path.read_text().strip()
-        changes = [*_noted(), [str(path), before]]
+        back, before = undo or (path, path.read_text().strip())
+        changes = [*_noted(), [str(back), before]]
         UNDO.parent.mkdir(parents=True, exist_ok=True)
         _note(changes)
         path.write_text(text)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"--setup cannot change {path}: {reason}; run as root") from error
+        raise UsageError(f"cannot change {path}: {reason}; run as root") from error
 
 
-def undo() -> None:
-    """Write back what is noted, the newest first, and forget it; what fails stays noted."""
+def noted() -> int:
+    """How many changes wait to be undone."""
+    return len(_noted())
+
+
+def undo(keep: int = 0) -> None:
+    """Write back what is noted, the newest first, and forget it; what fails stays noted.
+
+    ``keep``: the oldest that many stay as they are.
+    """
+    changes = _noted()
+    kept: list[list[str]] = changes[:keep]
     failed: list[list[str]] = []
-    for path, before in reversed(_noted()):
+    for path, before in reversed(changes[keep:]):
         try:
             Path(path).write_text(before)
-        except OSError:
-            failed.insert(0, [path, before])
-    if failed:
-        _note(failed)
+        except OSError as error:
+            # a control group that is gone, and its limits with it
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                failed.insert(0, [path, before])
+    if kept or failed:
+        _note(kept + failed)
         return
     with contextlib.suppress(OSError):
         UNDO.unlink(missing_ok=True)

@@ -9,18 +9,21 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import workloads
 from pinstorm import evidence, explain, figures, remedy
-from pinstorm.circumstances import Circumstance
+from pinstorm.circumstances import Circumstance, CircumstanceFailed
 from pinstorm.containment import Containment
 from pinstorm.spawn import Child, Zygote, ZygoteDied
 from pinstorm.talk import ChildEnded, Deadline, DeadlinePassed, Talk
 from pinstorm.windows import Expectancy, Windows
 from pinstorm.witness import Witness
-from telemetry import maps, process_status, zoneinfo
+from telemetry import clock, maps, process_status, zoneinfo
 from telemetry.vmstat import Counters
+from telemetry.window import Delta
+from workloads import scratch
+from workloads.disturbance import SPENDING
 from workloads.spec import Case, Planned, Surroundings
 
 _EXIT_DEADLINE_S = 10.0
@@ -58,6 +61,7 @@ class Observation:
         self._deadline = Deadline(case.deadline_s)
         self._windows = Windows(case, counters, expectancy, self._deadline)
         self._orphaned: int | None = None
+        self._settled: list[Delta] = []
         self._phases: dict[str, list[int]] = {}
         self._in_call = workloads.workload_spec(case.workload).scope == "call"
         self.record: dict[str, Any] = {
@@ -76,6 +80,7 @@ class Observation:
             "phases": self._phases,
             "signal": None,
             "killed": None,
+            "disturbed": None,
             "evidence": None,
             "retries": [],
             "owner_errors": [],
@@ -85,8 +90,11 @@ class Observation:
 
     def run(self, zygote: Zygote) -> None:
         """Fork, observe, end. Verdicts that need no oracle are set here: timeout, crash."""
-        with self._circumstance:
-            self._run(zygote)
+        try:
+            with self._circumstance:
+                self._run(zygote)
+        except CircumstanceFailed as error:
+            self.record.update(failed_phase="prepare", detail=str(error))
 
     def _run(self, zygote: Zygote) -> None:
         baseline = self._windows.at_rest()
@@ -114,6 +122,9 @@ class Observation:
             killed = False
         finally:
             self._end(child, zygote, killed)
+        if killed or "verdict" in self.record:
+            for directory in self._around.scratch.values():
+                scratch.remove_left(directory, child.pid)
         self._read_trace(ended=False)
         self._witness.disarm()
         self._orphaned = self._windows.orphaned(baseline)
@@ -145,6 +156,7 @@ class Observation:
             self._witness.disarm()
         if outcome not in _DONE and self._case.remedy:
             self._retry(child, talk)
+            self._windows.unwatched()
         elif outcome in _DONE and self._case.settles:
             self._settles(talk)
         if self._case.repeat:
@@ -154,6 +166,7 @@ class Observation:
     def _prepare(self, child: Child, talk: Talk) -> bool:
         began_ns = time.monotonic_ns()
         answer = self._ask(talk, "prepare")
+        self._took("prepare", answer)
         self._phases["prepare"] = [began_ns, time.monotonic_ns()]
         if answer["step"] == "prepared":
             self.record["placement"] = answer["placement"]
@@ -167,6 +180,7 @@ class Observation:
 
     def _acquire(self, child: Child, talk: Talk) -> None:
         answer = self._step(talk, "acquire")
+        self._took("acquire", answer)
         self.record["outcome"] = answer["outcome"]
         self.record["outcomes"] = {answer["outcome"]: 1}
         self.record["done_bytes"] = answer.get("done_bytes")
@@ -194,10 +208,10 @@ class Observation:
                 "vma_count": maps.vma_count(child.pid),
             }
         self.record["zones_free"] = zoneinfo.free_pages(zoneinfo.read())
-        if self._case.params.get("kill") == "hold":
-            self._kill("hold", 0)
         if "during" in self._case.params:
             self._disturb(child, talk, prepared)
+        if self._case.params.get("kill") == "hold":
+            self._kill_standing(talk, "hold")
         if self._case.hold_s:
             talk.stand(self._case.hold_s)
         self._phases["hold"] = [began_ns, time.monotonic_ns()]
@@ -207,20 +221,26 @@ class Observation:
         answer = self._step(talk, "disturb", window="disturb")
         self.record["disturbed"] = {
             "outcome": answer["outcome"],
+            "call": answer.get("call"),
             "detail": answer["detail"],
             "vmpin_bytes": _grown(prepared.vmpin_bytes, _status(child).vmpin_bytes),
         }
 
     def _release(self, talk: Talk) -> None:
         answer = self._step(talk, "release")
+        self._took("release", answer)
         self._windows.cycle_ns += answer["whole_ns"]
         if answer["outcome"] != "ok":
             self._refused("release", answer)
         if self._case.params.get("kill") == "settle":
-            self._kill("settle", 0)
+            self._kill_standing(talk, "settle")
         self._settle("release")
         with self._deadline.stopped():
             self._read_trace()
+        if self._case.params.get("during") in SPENDING and (
+            self._case.repeat or self._case.settles
+        ):
+            talk.ask("renew")
 
     def _settles(self, talk: Talk) -> None:
         """Cycles that each wait until the counters rest: how late the kernel gives back."""
@@ -229,14 +249,25 @@ class Observation:
             if workloads.memory_spec(self._case.memory).fresh_each_cycle:
                 talk.ask("renew")
             acquired = self._step(talk, "acquire", window="settles")
+            self._count(acquired["outcome"])
             if acquired["outcome"] not in _DONE:
                 break
-            talk.ask("release")
-            rested_ns = self._windows.settle("settles")
+            released = talk.ask("release")
+            if released["outcome"] != "ok":
+                self._count(released["outcome"])
+                break
+            given_back = acquired if self._in_call else released
+            rested_ns = self._windows.settle("settles", given_back["ended_ns"])
             if rested_ns is None:
                 break
             settled_ns.append(rested_ns)
+            self._settled.append(self._windows.deltas["settles"])
         self.record["timing_ns"]["settles"] = settled_ns
+
+    def _count(self, outcome: str) -> None:
+        """One more cycle that ended so."""
+        outcomes = self.record["outcomes"]
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
     def _cycles(self, talk: Talk) -> None:
         answer = self._step(talk, "cycles")
@@ -294,6 +325,8 @@ class Observation:
             if answer["outcome"] in _DONE:
                 talk.ask("release")
                 return
+            if applied["exit"] != 0:
+                return
             failure = {**failure, "outcome": answer["outcome"], "failed_call": answer["call"]}
             failure["detail"] = answer["detail"]
             with _ended_child_noticed():
@@ -311,15 +344,43 @@ class Observation:
         """Have a step taken; a case that is to be killed in it is."""
         if self._case.params.get("kill") != step:
             return talk.ask(step)
-        talk.tell(step)
-        self._kill(step, self._windows.moment_in(step))
-        raise AssertionError("unreachable")
+        return self._kill_in(talk, step)
 
-    def _kill(self, phase: str, after_ns: int) -> None:
-        time.sleep(after_ns / 1e9)
+    def _kill_in(self, talk: Talk, step: str) -> NoReturn:
+        """SIGKILL at a random moment of a step; one that was over by then tells how long it is."""
+        wanted_ns = self._windows.moment_in(step)
+        talk.tell(step)
+        begins_ns = talk.answer()["begins_ns"]
+        sent_ns = clock.wait_until(begins_ns + wanted_ns)
+        self._containment.kill_child()
         self._containment.kill()
-        self.record["killed"] = {"phase": phase, "after_ns": after_ns}
+        said = talk.last_word()
+        if said is not None:
+            self._took(step, said)
+        self._killed(step, sent_ns - begins_ns, inside=said is None)
+
+    def _kill_standing(self, talk: Talk, phase: str) -> NoReturn:
+        """SIGKILL to a child that has nothing to do; of settle, while the kernel may have."""
+        after_ns = self._windows.moment_in(phase)
+        talk.stand(after_ns / 1e9)
+        rested = self._windows.rests_again() if phase == "settle" else False
+        self._containment.kill()
+        self._killed(phase, after_ns, inside=None if rested is None else not rested)
+
+    def _killed(self, phase: str, after_ns: int, *, inside: bool | None) -> NoReturn:
+        """``inside``: the step, or what was to come back, was not over; None: it is not known."""
+        self.record["killed"] = {
+            "phase": phase,
+            "after_ns": after_ns,
+            "inside": inside,
+            "signal": None,
+        }
         raise _Killed
+
+    def _took(self, step: str, answer: dict[str, Any]) -> None:
+        """In a first cycle, as that is the one to be killed in."""
+        if "whole_ns" in answer:
+            self._windows.took(step, answer["whole_ns"])
 
     def _step(self, talk: Talk, step: str, window: str | None = None) -> dict[str, Any]:
         """Have a step taken in a window of its own."""
@@ -335,6 +396,8 @@ class Observation:
 
     def _settle(self, phase: str) -> None:
         settled_ns = self._windows.settle(phase)
+        if phase == "release" and settled_ns is not None:
+            self._windows.took("settle", settled_ns)
         times = self.record["timing_ns"]
         if phase != "cycles" and settled_ns is not None:
             times["settle"] = max(times["settle"] or 0, settled_ns)
@@ -393,6 +456,8 @@ class Observation:
             return
         finally:
             child.channel.close()
+        if self.record["killed"] is not None and status is not None:
+            self.record["killed"]["signal"] = -status if status < 0 else None
         if status and not killed and "error" not in self.record:
             self.record["signal"] = -status if status < 0 else None
             self.record["verdict"] = "crash"
@@ -405,11 +470,20 @@ class Observation:
             migrated = {"success": acquire.migrate_success, "fail": acquire.migrate_fail}
             self.record["migrate"] = migrated
             self.record["cma"] = figures.free_cma(*self._windows.spans["acquire"])
-        quality = figures.quality(self._counters, self._windows.noise_pages, self._windows.noise_ns)
+        windows = self._windows
+        quality = figures.quality(
+            self._counters, windows.noise_pages, windows.recent_pages, windows.noise_ns
+        )
+        quality["remaining"] = windows.remaining
         failed = self.record["outcome"] not in _DONE
-        self.record["pins"] = figures.pins(
+        pins = figures.pins(
             deltas, self._windows.lasted_ns, self._orphaned, quality, refused=failed
         )
+        if pins is not None:
+            pins["settles"] = figures.moved(self._settled)
+            if self.record["killed"] is not None:
+                pins["leaked"] = None  # it was not to give anything back
+        self.record["pins"] = pins
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from workloads.spec import (
     Need,
     PinClass,
     WorkloadSpec,
+    overflow_times,
 )
 
 UNDECIDED_VENDOR: Final = "undecided: vendor-kernel"
@@ -58,6 +59,9 @@ _VENDOR = re.compile(r"\.(?:el\d+|oe\d+|an\d+|al\d+|amzn\d+)|\bel\d+uek|-default
 
 # ib_umem_get() asks for as many pages in one call as a page has room for their pointers.
 CALL_PAGES: Final = 512
+
+# include/linux/mm.h: what a pin adds to the reference count of a small folio.
+GUP_PIN_COUNTING_BIAS: Final = 1024
 
 # BIO_MAX_VECS: direct IO asks for no more pages in one call.
 BIO_PAGES: Final = 256
@@ -123,6 +127,7 @@ def facts(case: Case, machine: Machine | None = None) -> dict[str, Fact]:
         "scope": work.scope,
         "writes": _writes(case, work),
         "mode": str(case.params.get("mode", "none")),
+        "through": str(case.params.get("through", "none")),
         "touch": bool(case.params.get("touch", True)),
         "backing": region.backing,
         "shared": region.shared,
@@ -132,6 +137,7 @@ def facts(case: Case, machine: Machine | None = None) -> dict[str, Fact]:
         "starts_bad": _good_pages(region, case.pages) == 0,
         "movable": region.movable,
         "foreign_reference": region.foreign_reference,
+        "overflow": _overflow(case, work, region),
         "dirty_tracked": region.backing == "file" and region.shared,
         "folio": "base" if region.granule_bytes == PAGE_BYTES else "huge",
         "one_folio": case.offset_bytes + case.size_bytes <= region.granule_bytes,
@@ -145,6 +151,7 @@ def facts(case: Case, machine: Machine | None = None) -> dict[str, Fact]:
         "offset": _alignment(case.offset_bytes),
         "registered": bool(case.params.get("registered", False)),
         "one_bio": case.pages <= BIO_PAGES,
+        "under": str(case.params.get("under", "none")),
     }
 
 
@@ -208,22 +215,59 @@ def _alignment(size_bytes: int) -> str:
 
 def amounts(case: Case, region: MemorySpec) -> dict[Symbol, int]:
     """The value of each symbol of a bound. Regions start on a granule."""
-    pages, processes = case.pages, case.processes
+    pages, processes, times = case.pages, case.processes, case.times
     attempts = -(-pages // CALL_PAGES)
     folios = -(-(case.offset_bytes + case.size_bytes) // region.granule_bytes)
+    # io_buffer_account_pin() counts a huge page once for each ring, a small one each time.
+    accounted = folios * (times if region.granule_bytes == PAGE_BYTES else 1)
     return {
-        "pages": pages * processes,
-        "twice-pages": 2 * pages * processes,
-        "retried-pages": 4 * pages * processes,
-        "folios": folios * processes,
-        "bytes": pages * PAGE_BYTES,
-        "folio-bytes": folios * region.granule_bytes,
+        "pages": pages * times * processes,
+        "range-pages": pages * processes,
+        "earlier-pages": pages * (times - 1) * processes,
+        # only the first registration finds them in the wrong place, or to be copied
+        "moved-pages": pages * (times + 1) * processes,
+        "twice-pages": 2 * pages * times * processes,
+        "retried-pages": 4 * pages * times * processes,
+        "folios": folios * times * processes,
+        "bytes": pages * times * PAGE_BYTES,
+        "folio-bytes": accounted * region.granule_bytes,
         "processes": processes,
         "attempts": attempts * processes,
-        "pages-and-attempts": (pages + attempts) * processes,
+        "pages-and-attempts": (pages * times + attempts) * processes,
         "good-pages": _good_pages(region, pages) * processes,
         "zerocopy-bytes": _zerocopy_pages(case) * PAGE_BYTES,
+        **_overflow_amounts(case, region),
     }
+
+
+def _overflow_amounts(case: Case, region: MemorySpec) -> dict[Symbol, int]:
+    """Of gup-overflow, which registers whole granules."""
+    mapped_bytes = region.mapped_bytes(case.offset_bytes + case.size_bytes)
+    times = overflow_times(mapped_bytes // PAGE_BYTES)
+    return {
+        "overflow-pins": _most_pins(mapped_bytes // PAGE_BYTES),
+        "overflow-pages": times * (mapped_bytes // PAGE_BYTES),
+        "overflow-folios": times * (mapped_bytes // region.granule_bytes),
+        "overflow-bytes": times * mapped_bytes,
+    }
+
+
+def _most_pins(mappings: int) -> int:
+    """The pins that a small page gets that is mapped that often.
+
+    Each adds 1024 to a count that begins with the mappings, the page cache's reference, and perhaps
+    one of a CPU's LRU batch. The last one makes it negative.
+    """
+    references = mappings + 1
+    return -(-((1 << 31) - references) // GUP_PIN_COUNTING_BIAS)
+
+
+def _overflow(case: Case, work: WorkloadSpec, region: MemorySpec) -> str:
+    """Where in a registration of gup-overflow the page has all the pins that it can have."""
+    if not region.one_page or "through" not in work.params:
+        return "none"
+    mappings = region.mapped_bytes(case.size_bytes) // PAGE_BYTES
+    return "inside" if _most_pins(mappings) % mappings else "at-start"
 
 
 def _zerocopy_pages(case: Case) -> int:
@@ -295,6 +339,7 @@ class Expectation:
     undecided: str | None = None
     prepare_calls: tuple[str, ...] = ()
     kernel_messages: tuple[str, ...] = ()
+    required_messages: tuple[str, ...] = ()
     taint: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -404,7 +449,8 @@ def _evaluate(rule: Rule, case: Case) -> Expectation:
         observed=rule.observed,
         why=rule.why,
         prepare_calls=rule.prepare_calls,
-        kernel_messages=rule.kernel_messages,
+        kernel_messages=rule.kernel_messages + rule.required_messages,
+        required_messages=rule.required_messages,
         taint=rule.taint,
     )
 
@@ -424,5 +470,6 @@ def _join(one: Expectation, other: Expectation, undecided: str) -> Expectation:
         undecided=undecided,
         prepare_calls=one.prepare_calls + other.prepare_calls,
         kernel_messages=one.kernel_messages + other.kernel_messages,
+        required_messages=tuple(m for m in one.required_messages if m in other.required_messages),
         taint=one.taint + other.taint,
     )

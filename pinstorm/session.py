@@ -35,6 +35,8 @@ class Options:
     refresh: bool | None = None
     pin_budget_bytes: int | None = None
     setup: bool = False
+    # cases that could crash the machine may run
+    destructive: bool = False
     only: str | None = None
     # modules with workloads beyond the registry: tests plant faulty ones
     include: Sequence[str] = ()
@@ -195,6 +197,8 @@ def _survey(options: Options, zygote: Zygote, log: kmsg.KernelLog | None) -> nee
         capabilities=zygote.capabilities,
         pyverbs_error=zygote.pyverbs_error,
         log=log,
+        destructive=options.destructive,
+        may_change=options.setup,
     )
 
 

@@ -20,7 +20,7 @@ import configs
 from pinstorm import suite_file
 from pinstorm.errors import UsageError
 from pinstorm.suite_file import Exclude, Matrix, Run, listed, nearest, plural
-from workloads import workload_spec
+from workloads import circumstance_spec, go_together, workload_spec
 from workloads.spec import Case, Planned
 
 SHIPPED = Path(configs.__file__).parent
@@ -49,6 +49,9 @@ class Exclusion:
         return (not self.workloads or case.workload in self.workloads) and (
             not self.memories or case.memory in self.memories
         )
+
+
+_APART = Exclusion((), (), "the workload says nothing about that memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +242,7 @@ def _entry(matrix: Matrix, run: Run, everywhere: Sequence[Exclude]) -> Entry:
         "registered": matrix.registered,
         "force": matrix.force,
         "mode": matrix.mode,
+        "through": matrix.through,
         "offset_bytes": matrix.offset,
         "processes": matrix.processes,
         "uid": matrix.user,
@@ -281,7 +285,9 @@ def _entry_cases(entry: Entry, hold_s: float, notes: "_Notes") -> Iterator[Case]
                 remedy=entry.remedy,
             )
             exclusion = next((e for e in entry.exclude if e.covers(case)), None)
-            if exclusion is None:
+            if not go_together(workload_name, memory_name):
+                notes.exclude(case, _APART)
+            elif exclusion is None:
                 yield case
             else:
                 notes.exclude(case, exclusion)
@@ -291,7 +297,9 @@ def _case_params(workload_name: str, given: dict[str, Any], notes: "_Notes") -> 
     spec = workload_spec(workload_name)
     params = dict(spec.defaults)
     for name, value in given.items():
-        if name != "size_bytes" and name not in spec.params:
+        if name == "under" and workload_name in circumstance_spec(value).workloads:
+            params[name] = value
+        elif name != "size_bytes" and name not in spec.params:
             notes.drop(workload_name, name)
         elif name not in IMPLIED or value != IMPLIED[name]:
             params[name] = value

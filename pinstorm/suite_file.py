@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from pinstorm.errors import UsageError
 from pinstorm.units import parse_duration, parse_size
 from workloads import CIRCUMSTANCES, MEMORY, WORKLOADS
-from workloads.spec import DISTURBANCES, PAGE_BYTES, PHASES
+from workloads.spec import DISTURBANCES, PAGE_BYTES, PHASES, THROUGH
 
 _Read = TypeVar("_Read")
 
@@ -156,6 +156,10 @@ def _modes(value: Any) -> tuple[str, ...]:
     return _known("mode of gup_test", GUP_TEST_MODES, value)
 
 
+def _interfaces(value: Any) -> tuple[str, ...]:
+    return _known("interface", tuple(THROUGH), value)
+
+
 def _circumstances(value: Any) -> tuple[str, ...]:
     return _known("circumstance", [spec.name for spec in CIRCUMSTANCES], value)
 
@@ -232,6 +236,7 @@ class Matrix(_Table):
     registered: Annotated[tuple[bool, ...], BeforeValidator(_flags)] = ()
     force: Annotated[tuple[bool, ...], BeforeValidator(_flags)] = ()
     mode: Annotated[tuple[str, ...], BeforeValidator(_modes)] = ()
+    through: Annotated[tuple[str, ...], BeforeValidator(_interfaces)] = ()
     offset: Annotated[tuple[int, ...], BeforeValidator(_offsets)] = ()
     processes: Annotated[tuple[int, ...], BeforeValidator(partial(_counts, 1, 64))] = ()
     user: Annotated[tuple[int, ...], BeforeValidator(partial(_counts, 1, 2**32 - 2))] = ()

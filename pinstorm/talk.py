@@ -7,10 +7,13 @@ is not its own, and puts the deadline off.
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pinstorm.spawn import Child
+
+# The end of a killed process's socket comes with its death; only another that has it open is late.
+_LAST_WORD_NS = 100_000_000
 
 
 class DeadlinePassed(Exception):
@@ -82,6 +85,12 @@ class Talk:
         if answer["step"] == "broken":
             raise ChildEnded(answer["detail"])
         return answer
+
+    def last_word(self) -> dict[str, Any] | None:
+        """What a child that was killed had still said; None when nothing."""
+        with suppress(TimeoutError):
+            return self._child.channel.receive(time.monotonic_ns() + _LAST_WORD_NS)
+        return None
 
     def stand(self, seconds: float) -> None:
         """Let it stand, and notice one that ends meanwhile. That time is not the case's."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pinstorm import conformance, oracle
+from pinstorm import attribution, conformance, explain, oracle, survival
 from pinstorm.oracle import Expectation, Figure, Machine, NoRule, Range
 from pinstorm.witness import NOT_ASKED
 from telemetry import kmsg, taint
@@ -58,6 +58,10 @@ class _Findings:
         self.reasons.append(reason)
         self.sentences.append(sentence)
 
+    def add_all(self, broken: Iterable[tuple[str, str]]) -> None:
+        for reason, sentence in broken:
+            self.add(reason, sentence)
+
 
 def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = True) -> Judgement:
     """The verdict of a record.
@@ -83,6 +87,7 @@ def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = T
     said = expected.to_json() if expected is not None else {"rule": None, "outcomes": []}
     if pins_said is not None and verdict != "skip":
         said["pins"] = pins_said
+    said |= survival.sources(record["params"])
     said["broken"] = findings.sentences
     return Judgement(verdict, reason, said)
 
@@ -100,9 +105,23 @@ def rejudge(
                 "verdict": judgement.verdict,
                 "reason": judgement.reason,
                 "expected": judgement.expected,
+                **_explained(record),
             }
         )
     return judged
+
+
+def _explained(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The cause, as it is found today, of what was seen then."""
+    explained = explain.of_record(record)
+    if explained is None:
+        return {name: None for name in ("cause", "explanation") if name in record}
+    first = explained.first
+    return {
+        "cause": str(first.cause),
+        "remedy": first.remedy,
+        "explanation": explained.to_json(),
+    }
 
 
 def machine_of(record: Mapping[str, Any]) -> Machine:
@@ -168,12 +187,16 @@ def _pins_said(record: Mapping[str, Any]) -> str | None:
         return UNAVAILABLE
     if record.get("outcome") in _DONE and pins.get("acquire") is None:
         return UNAVAILABLE
-    return NOISY if pins.get("flagged") else None
+    return NOISY if pins.get("flagged") or pins.get("noise") or pins.get("recent") else None
 
 
 def _unread(record: Mapping[str, Any], expected: Expectation | None) -> str | None:
-    """A pass whose VmPin or VmLck was to be seen, and could not be read."""
-    if expected is None or record.get("outcome") not in _DONE:
+    """A pass whose VmPin, VmLck or kernel log was to be seen, and could not be read."""
+    if expected is None:
+        return None
+    if expected.required_messages and record.get("kmsg") is None:
+        return UNAVAILABLE
+    if record.get("outcome") not in _DONE:
         return None
     for figure in ("vmpin_bytes", "vmlck_bytes"):
         wanted = expected.bounds[figure].low
@@ -186,6 +209,8 @@ def _not_witnessed(record: Mapping[str, Any]) -> str | None:
     """A pass whose calls were asked to be traced, and were not seen."""
     missing = record.get("no_trace")  # of a bundle older than the witness, nothing is said
     if missing in (None, NOT_ASKED) or record.get("failed_phase") == "prepare":
+        return None
+    if record.get("killed"):  # in mid-call, perhaps
         return None
     return NOT_WITNESSED
 
@@ -215,12 +240,20 @@ def _compare(
         if pins_judged:
             _compare_pins(record, bounds, findings)
             _compare_nodes(record, findings)
+        elif _pins_said(record) == NOISY:
+            _compare_beside_others(record, bounds, findings)
+        tolerance_pages = _net_tolerance(record["pins"]) if pins_judged else None
+        findings.add_all(survival.of_disturbance(record, tolerance_pages))
         _compare_accounted(record, bounds, findings)
         _compare_migration(record, bounds, findings, lab=lab)
     elif pins_judged:
         # The outcome is wrong already, so its bounds mean nothing; a leak still does.
         _compare_leaks(record["pins"], findings)
+    elif _pins_said(record) == NOISY:
+        _compare_remaining(record["pins"], findings)
     _compare_kernel_log(record, expected, findings, lab=lab)
+    if not outcome_broken:
+        _compare_required(record, expected, findings)
     for error in record.get("owner_errors") or ():
         findings.add("release", f"a resource could not be given back: {error}")
 
@@ -240,6 +273,10 @@ def _compare_outcome(record: Mapping[str, Any], expected: Expectation, findings:
     ended = record.get("verdict") in FINAL_VERDICTS or record.get("signal") is not None
     if ended and (outcome is None or phase == "release"):
         return True  # the case did not get that far, and its verdict says so
+    if not ended and record["params"].get("kill") is not None:
+        findings.add_all(survival.of_kill(record))
+        if outcome is None or not record.get("killed"):
+            return True
     if phase == "release":
         findings.add("release", f"release failed: {what}{detail}")
         return True
@@ -330,6 +367,35 @@ def _compare_pins(
         findings.add("held", f"held {_pages(held)}, expected {bounds['held']}")
 
 
+def _compare_beside_others(
+    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings
+) -> None:
+    """Only what others' pins cannot have done: counters that only grow show no less than the
+    case's own, and what the trace and VmPin show is its own."""
+    pins = record["pins"]
+    _compare_remaining(pins, findings)
+    acquired, low = (pins.get("acquire") or {}).get("acquired"), bounds["acquired"].low
+    if acquired is not None and low is not None and acquired < low - int(pins.get("bound") or 0):
+        findings.add("acquired", f"acquired {_pages(acquired)}, expected {bounds['acquired']}")
+    known = attribution.attribute(record) or {}
+    figures: tuple[Figure, ...] = ("acquired", "held")
+    for figure in figures:
+        pages = known.get(figure)
+        if pages is not None and not _within(pages, bounds[figure], 0):
+            method = known["method"][figure]
+            findings.add(figure, f"{figure} {_pages(pages)} by {method}, expected {bounds[figure]}")
+
+
+def _compare_remaining(pins: Mapping[str, Any], findings: _Findings) -> None:
+    """Beside others, a leak is what never came back, and did as soon as the process had ended.
+
+    What stays beyond that may be others'.
+    """
+    released, ended = pins.get("remaining") or (0, 0)
+    if released > 0 >= ended:
+        findings.add("leaked", f"{_pages(released)} held after release until the process ended")
+
+
 def _compare_nodes(record: Mapping[str, Any], findings: _Findings) -> None:
     """Pages that all lay on one node, and stayed where they were, are charged to that node."""
     nodes = (record.get("placement") or {}).get("nodes") or {}
@@ -368,12 +434,11 @@ def _compare_leaks(pins: Mapping[str, Any], findings: _Findings) -> None:
         findings.add(
             "orphaned", f"{_pages(orphaned)} still held after the process had ended, expected 0"
         )
-    cycles = pins.get("cycles")
-    if cycles is not None and abs(cycles["acquired"] - cycles["released"]) > tolerance:
-        findings.add(
-            "leaked",
-            f"the timed cycles took {cycles['acquired']} pins and gave back {cycles['released']}",
-        )
+    for which, name in (("cycles", "timed"), ("settles", "settling")):
+        cycles = pins.get(which)
+        if cycles is not None and abs(cycles["acquired"] - cycles["released"]) > tolerance:
+            took, gave = cycles["acquired"], cycles["released"]
+            findings.add("leaked", f"the {name} cycles took {took} pins and gave back {gave}")
 
 
 def _compare_accounted(
@@ -435,6 +500,18 @@ def _unexpected_reports(record: Mapping[str, Any], expected: Expectation | None)
         if not any(re.search(pattern, text) for pattern in wanted):
             reports.append(text)
     return reports
+
+
+def _compare_required(
+    record: Mapping[str, Any], expected: Expectation, findings: _Findings
+) -> None:
+    """The reports that the rule says the kernel must make; a log that cannot be read has none."""
+    if (entries := record.get("kmsg")) is None:
+        return
+    texts = [entry if isinstance(entry, str) else entry["text"] for entry in entries]
+    for pattern in expected.required_messages:
+        if not any(re.search(pattern, text) for text in texts):
+            findings.add("kernel-log", f"the kernel did not report {pattern}, which it must")
 
 
 def _compare_kernel_log(

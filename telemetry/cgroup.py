@@ -15,8 +15,6 @@ from pathlib import Path, PurePosixPath
 from telemetry import mountinfo
 from telemetry.mountinfo import Mount
 
-CGROUP = Path("/proc/self/cgroup")
-
 # PAGE_COUNTER_MAX in bytes: what v1 prints for "no limit", rounded to pages.
 V1_UNLIMITED = 1 << 62
 
@@ -33,12 +31,15 @@ class Membership:
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
     """One group that limits memory. ``inactive_file_bytes``: page cache counted in the usage that
-    is given up first."""
+    is given up first. ``failures``: how often the limit was met and nothing could be given up
+    (v2: ``oom`` of memory.events, 4.5, the group's and those below it), or how often it was met at
+    all (v1: memory.failcnt)."""
 
     group: str
     limit_bytes: int
     usage_bytes: int | None
     inactive_file_bytes: int | None
+    failures: int | None = None
 
     @property
     def available_bytes(self) -> int:
@@ -55,8 +56,10 @@ def parse(text: str) -> list[Membership]:
     ]
 
 
-def read() -> list[Membership]:
-    return parse(CGROUP.read_text(encoding="utf-8", errors="surrogateescape"))
+def read(pid: int | str = "self") -> list[Membership]:
+    """Raises FileNotFoundError or ProcessLookupError when the process is gone."""
+    path = Path(f"/proc/{pid}/cgroup")
+    return parse(path.read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def folder(membership: Membership, mount: Mount) -> Path:
@@ -73,40 +76,48 @@ def folder(membership: Membership, mount: Mount) -> Path:
 
 def own_v2() -> Path | None:
     """The folder of this process's v2 group; None without v2."""
-    mount = mountinfo.cgroup2()
-    membership = next((item for item in read() if not item.controllers), None)
+    found = _v2(read(), mountinfo.read())
+    return None if found is None else found[0]
+
+
+def groups_upwards(controller: str, pid: int | str = "self") -> list[Path]:
+    """The folders of a process's groups from its own upwards: v2, then v1 of that controller.
+
+    The controller need not be enabled in them. Raises as ``read``.
+    """
+    memberships, mounts = read(pid), mountinfo.read()
+    found = [_v2(memberships, mounts), _v1(controller, memberships, mounts)]
+    return [path for places in found if places is not None for path in _upwards(*places)]
+
+
+def memory_limits(pid: int | str = "self") -> list[MemoryLimit]:
+    """Every limit that holds for the process, from its own group upwards; v2 before v1."""
+    found = []
+    for path in groups_upwards("memory", pid):
+        v2 = _limit(path, "memory.max", "memory.current", "inactive_file")
+        v1 = _limit(path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        found += [limit for limit in (v2, v1) if limit is not None]
+    return found
+
+
+def _v2(memberships: Iterable[Membership], mounts: list[Mount]) -> tuple[Path, Path] | None:
+    """(own group, mount point); None without v2."""
+    mount = mountinfo.cgroup2(mounts)
+    membership = next((item for item in memberships if not item.controllers), None)
     if mount is None or membership is None:
         return None
-    return folder(membership, mount)
+    return folder(membership, mount), Path(mount.mount_point)
 
 
-def own_v1_memory() -> tuple[Path, Path] | None:
-    """(own group, mount point) of the v1 memory hierarchy; None without it."""
-    membership = next((item for item in read() if "memory" in item.controllers), None)
-    for mount in mountinfo.of_type("cgroup"):
-        if membership is not None and "memory" in mount.super_options:
+def _v1(
+    controller: str, memberships: Iterable[Membership], mounts: list[Mount]
+) -> tuple[Path, Path] | None:
+    """(own group, mount point) of the v1 hierarchy of that controller; None without it."""
+    membership = next((item for item in memberships if controller in item.controllers), None)
+    for mount in mountinfo.of_type("cgroup", mounts):
+        if membership is not None and controller in mount.super_options:
             return folder(membership, mount), Path(mount.mount_point)
     return None
-
-
-def memory_limits() -> list[MemoryLimit]:
-    """Every limit that holds for this process, from its own group upwards; v2 before v1."""
-    limits = []
-    v2, mount = own_v2(), mountinfo.cgroup2()
-    if v2 is not None and mount is not None:
-        for path in _upwards(v2, Path(mount.mount_point)):
-            limits.append(_limit(path, "memory.max", "memory.current", "inactive_file"))
-    if (v1 := own_v1_memory()) is not None:
-        for path in _upwards(*v1):
-            limits.append(
-                _limit(
-                    path,
-                    "memory.limit_in_bytes",
-                    "memory.usage_in_bytes",
-                    "total_inactive_file",
-                )
-            )
-    return [limit for limit in limits if limit is not None]
 
 
 def tightest(limits: Iterable[MemoryLimit]) -> MemoryLimit | None:
@@ -130,7 +141,13 @@ def _limit(path: Path, limit_file: str, usage_file: str, stat_key: str) -> Memor
         limit_bytes=limit,
         usage_bytes=_number(path / usage_file),
         inactive_file_bytes=_stat(path / "memory.stat", stat_key),
+        failures=_failures(path),
     )
+
+
+def _failures(path: Path) -> int | None:
+    met = _number(path / "memory.failcnt")
+    return _stat(path / "memory.events", "oom") if met is None else met
 
 
 def _number(path: Path) -> int | None:

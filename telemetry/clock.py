@@ -14,6 +14,9 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 now_ns = time.monotonic_ns
 
+# A sleeper comes back late by its timer's slack, 50 us, and by what waking takes.
+_SPIN_NS = 500_000
+
 
 def pair() -> dict[str, int]:
     """The same moment on both clocks, in ns.
@@ -25,6 +28,16 @@ def pair() -> dict[str, int]:
     realtime = time.time_ns()
     after = time.monotonic_ns()
     return {"monotonic_ns": (before + after) // 2, "realtime_ns": realtime}
+
+
+def wait_until(moment_ns: int) -> int:
+    """Sleep for the most part, then look at the clock again and again; what it says at last."""
+    left_ns = moment_ns - time.monotonic_ns() - _SPIN_NS
+    if left_ns > 0:
+        time.sleep(left_ns / 1e9)
+    while (reached_ns := time.monotonic_ns()) < moment_ns:
+        pass
+    return reached_ns
 
 
 def boot_id() -> str | None:

@@ -46,7 +46,29 @@ def _parse_line(line: str) -> Mapping:
 
 def read(pid: int | str = "self") -> list[Mapping]:
     """Raises PermissionError for another user's process, FileNotFoundError when it is gone."""
-    return parse(_path(pid).read_text(encoding="utf-8", errors="surrogateescape"))
+    return parse(read_text(pid))
+
+
+def read_text(pid: int | str = "self") -> str:
+    """As the kernel gives it, for whoever wants to look at it more than once."""
+    return _path(pid).read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def overlapping(text: str, start: int, end: int) -> list[Mapping]:
+    """Those with a byte in [start, end), in the order of their addresses."""
+    found = []
+    for line in text.splitlines():
+        first, _, rest = line.partition("-")
+        if int(first, 16) >= end:
+            break
+        if int(rest.partition(" ")[0], 16) > start:
+            found.append(_parse_line(line))
+    return found
+
+
+def limited_count(text: str) -> int:
+    """What vm.max_map_count limits: all of them but [vsyscall], which no process has of its own."""
+    return text.count("\n") - text.count(" [vsyscall]\n")
 
 
 def vma_count(pid: int | str = "self") -> int:

@@ -29,6 +29,8 @@ class MemInfo:
     hugepage_bytes: int | None
     hugetlb_bytes: int | None
     anon_huge_bytes: int | None
+    commit_limit_bytes: int | None
+    committed_bytes: int | None
 
 
 def parse(text: str) -> MemInfo:
@@ -55,6 +57,8 @@ def parse(text: str) -> MemInfo:
         hugepage_bytes=values.get("Hugepagesize"),
         hugetlb_bytes=values.get("Hugetlb"),
         anon_huge_bytes=values.get("AnonHugePages"),
+        commit_limit_bytes=values.get("CommitLimit"),
+        committed_bytes=values.get("Committed_AS"),
     )
 
 

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MOUNTINFO = Path("/proc/self/mountinfo")
-
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -55,8 +53,10 @@ def _unescape(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def read() -> list[Mount]:
-    return parse(MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape"))
+def read(pid: int | str = "self") -> list[Mount]:
+    """Raises PermissionError for a process that may not be traced, FileNotFoundError when gone."""
+    path = Path(f"/proc/{pid}/mountinfo")
+    return parse(path.read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def of_path(path: str | os.PathLike[str], mounts: Sequence[Mount] | None = None) -> Mount | None:

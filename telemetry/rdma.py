@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INFINIBAND = Path("/sys/class/infiniband")
+# The device nodes through which verbs go; ``ibdev`` in each names the device.
+VERBS = Path("/sys/class/infiniband_verbs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,18 @@ def read() -> list[Device]:
     except OSError:
         return []
     return [_read_device(folder) for folder in folders]
+
+
+def read_one(name: str) -> Device | None:
+    """The device of that name; None when it is not there."""
+    folder = INFINIBAND / name
+    return _read_device(folder) if folder.is_dir() else None
+
+
+def device_of_node(path: str) -> str | None:
+    """``/dev/infiniband/uverbs0`` -> ``rxe0``; None of what is no such node, or leads to none."""
+    node = Path(path)
+    return _text(VERBS / node.name / "ibdev") if node.name.startswith("uverbs") else None
 
 
 def _read_device(folder: Path) -> Device:

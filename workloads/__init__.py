@@ -7,8 +7,8 @@ from workloads.spec import MIB, Case, CircumstanceSpec, MemorySpec, Need, Worklo
 # Parameters that say under which conditions a case runs, whatever its workload does.
 COMMON = ("offset_bytes", "uid", "memlock_bytes", "processes")
 
-# Of workloads that hold pins: what befalls the process, and what is done to it or its memory.
-HELD = ("under", "times", "during", "kill")
+# Of workloads that hold pins: what is done to the memory or the process meanwhile.
+HELD = ("during", "kill")
 
 WORKLOADS = (
     WorkloadSpec(
@@ -19,7 +19,7 @@ WORKLOADS = (
         scope="held",
         writes="access",
         needs=(Need.RDMA_DEVICE,),
-        params=("access", *COMMON),
+        params=("access", "times", *HELD, *COMMON),
         defaults={"access": "rw"},
         charged="bytes",
     ),
@@ -31,7 +31,7 @@ WORKLOADS = (
         scope="held",
         writes="access",
         needs=(Need.RDMA_DEVICE, Need.RDMA_ODP),
-        params=("access", "touch", "offset_bytes", "force"),
+        params=("access", "touch", "offset_bytes", "force", "kill"),
         defaults={"access": "rw"},
     ),
     WorkloadSpec(
@@ -42,7 +42,7 @@ WORKLOADS = (
         scope="call",
         writes=True,
         needs=(Need.TARGET_DIO,),
-        params=("offset_bytes", "processes"),
+        params=("offset_bytes", "processes", "kill"),
     ),
     WorkloadSpec(
         "dio-write",
@@ -52,7 +52,7 @@ WORKLOADS = (
         scope="call",
         writes=False,
         needs=(Need.TARGET_DIO,),
-        params=("offset_bytes", "processes"),
+        params=("offset_bytes", "processes", "kill"),
     ),
     WorkloadSpec(
         "dio-read-uring",
@@ -62,7 +62,7 @@ WORKLOADS = (
         scope="call",
         writes=True,
         needs=(Need.TARGET_DIO, Need.IO_URING),
-        params=("registered", "offset_bytes"),
+        params=("registered", "offset_bytes", "kill"),
     ),
     WorkloadSpec(
         "dio-write-uring",
@@ -72,7 +72,7 @@ WORKLOADS = (
         scope="call",
         writes=False,
         needs=(Need.TARGET_DIO, Need.IO_URING),
-        params=("registered", "offset_bytes"),
+        params=("registered", "offset_bytes", "kill"),
     ),
     WorkloadSpec(
         "io-uring-register",
@@ -82,7 +82,7 @@ WORKLOADS = (
         scope="held",
         writes=True,
         needs=(Need.IO_URING,),
-        params=COMMON,
+        params=("times", *HELD, *COMMON),
         charged="folio-bytes",
         charged_to="user",
     ),
@@ -94,7 +94,7 @@ WORKLOADS = (
         scope="held",
         writes=True,
         needs=(Need.AF_XDP,),
-        params=COMMON,
+        params=(*HELD, *COMMON),
         keeps=("CAP_NET_RAW",),
         charged="bytes",
         charged_to="user",
@@ -107,7 +107,7 @@ WORKLOADS = (
         scope="held",
         writes=True,
         needs=(Need.VFIO,),
-        params=("offset_bytes",),
+        params=("offset_bytes", *HELD),
         charged="bytes",
     ),
     WorkloadSpec(
@@ -118,7 +118,7 @@ WORKLOADS = (
         scope="held",
         writes=True,
         needs=(Need.V4L2,),
-        params=("offset_bytes",),
+        params=("offset_bytes", *HELD),
     ),
     WorkloadSpec(
         "udmabuf",
@@ -128,7 +128,7 @@ WORKLOADS = (
         scope="held",
         writes=False,
         needs=(Need.UDMABUF,),
-        params=("offset_bytes",),
+        params=("offset_bytes", *HELD),
     ),
     WorkloadSpec(
         "gup-test",
@@ -138,7 +138,7 @@ WORKLOADS = (
         scope="call",
         writes=True,
         needs=(Need.GUP_TEST,),
-        params=("mode", "offset_bytes"),
+        params=("mode", "offset_bytes", "kill"),
         defaults={"mode": "PIN_FAST"},
     ),
     WorkloadSpec(
@@ -149,7 +149,7 @@ WORKLOADS = (
         scope="call",
         writes=False,
         needs=(Need.PROCESS_VM,),
-        params=("offset_bytes",),
+        params=("offset_bytes", "kill"),
     ),
     WorkloadSpec(
         "process-vm-write",
@@ -159,7 +159,7 @@ WORKLOADS = (
         scope="call",
         writes=True,
         needs=(Need.PROCESS_VM,),
-        params=("offset_bytes",),
+        params=("offset_bytes", "kill"),
     ),
     WorkloadSpec(
         "vmsplice",
@@ -168,7 +168,7 @@ WORKLOADS = (
         pin_class="get",
         scope="held",
         writes=False,
-        params=("offset_bytes",),
+        params=("offset_bytes", "kill"),
     ),
     WorkloadSpec(
         "msg-zerocopy",
@@ -178,9 +178,21 @@ WORKLOADS = (
         scope="held",
         writes=False,
         needs=(Need.MSG_ZEROCOPY,),
-        params=("offset_bytes", "uid", "memlock_bytes"),
+        params=("offset_bytes", "uid", "memlock_bytes", "kill"),
         charged="zerocopy-bytes",
         charged_to="user",
+    ),
+    WorkloadSpec(
+        "gup-overflow",
+        "workloads.gup_overflow",
+        "more pins than a small page can have, through io_uring, RDMA or AF_XDP",
+        pin_class="pin-longterm",
+        scope="held",
+        writes=True,
+        needs=(Need.DESTRUCTIVE, Need.CLEAR_WARN_ONCE),
+        params=("through",),
+        defaults={"through": "io-uring"},
+        memories=frozenset({"one-page", "hugetlb-2m"}),
     ),
 )
 
@@ -217,6 +229,16 @@ MEMORY = (
         backing="shmem",
         file="memfd",
         shared=True,
+    ),
+    MemorySpec(
+        "one-page",
+        "workloads.memory.one_page",
+        "one page of a memfd, mapped over and over in the range",
+        backing="shmem",
+        file="memfd",
+        shared=True,
+        one_page=True,
+        workloads=frozenset({"gup-overflow"}),
     ),
     MemorySpec(
         "ext4-shared",
@@ -403,6 +425,21 @@ MEMORY = (
         extent="unmapped",
     ),
     MemorySpec(
+        "beyond",
+        "workloads.memory.barred",
+        "addresses that no process has",
+        backing="nothing",
+        extent="unmapped",
+    ),
+    MemorySpec(
+        "io-mapping",
+        "workloads.memory.io_mapping",
+        "the clock's page, which the kernel maps into every process without a struct page",
+        backing="io",
+        prot="r",
+        workloads=frozenset({"rdma-register", "io-uring-register", "af-xdp-umem"}),
+    ),
+    MemorySpec(
         "past-eof",
         "workloads.memory.memfd",
         "a shared mapping of a memfd that is half as long",
@@ -435,8 +472,72 @@ MEMORY = (
 )
 
 
-# Filled by the issue's work: see configs/failures.toml.
-CIRCUMSTANCES: tuple[CircumstanceSpec, ...] = ()
+_CHARGED_TO_USER = tuple(spec.name for spec in WORKLOADS if spec.charged_to == "user")
+
+CIRCUMSTANCES = (
+    CircumstanceSpec(
+        "rival-io-uring",
+        "another process of the user holds all but 32 KiB of the limit in a registered buffer",
+        cause="pin-budget-of-user",
+        workloads=(*_CHARGED_TO_USER, "rdma-register"),
+        module="workloads.circumstances.rival",
+        needs=(Need.IO_URING,),
+        spares=("rdma-register",),
+    ),
+    CircumstanceSpec(
+        "rival-af-xdp",
+        "another process of the user holds all but 32 KiB of the limit in an AF_XDP umem",
+        cause="pin-budget-of-user",
+        workloads=(*_CHARGED_TO_USER, "rdma-register"),
+        module="workloads.circumstances.rival",
+        needs=(Need.AF_XDP,),
+        spares=("rdma-register",),
+    ),
+    CircumstanceSpec(
+        "ipc-lock-unused",
+        "CAP_IPC_LOCK is permitted and inheritable, and not effective",
+        cause="capability-missing",
+        workloads=("rdma-register", *_CHARGED_TO_USER),
+    ),
+    CircumstanceSpec(
+        "mappings-used-up",
+        "the process has as many mappings as vm.max_map_count, which is lowered, allows",
+        cause="vma-limit",
+        workloads=("rdma-register", "io-uring-register"),
+        module="workloads.circumstances.mappings",
+        needs=(Need.MACHINE_CHANGES,),
+    ),
+    CircumstanceSpec(
+        "rdma-objects-limited",
+        "the rdma cgroup allows no more objects than the process has",
+        cause="cgroup-rdma-limit",
+        workloads=("rdma-register",),
+        needs=(Need.CGROUP_RDMA,),
+    ),
+    CircumstanceSpec(
+        "regions-used-up",
+        "the device has as many memory regions as it can, which takes minutes to make",
+        cause="device-limit",
+        workloads=("rdma-register",),
+        module="workloads.circumstances.regions",
+        needs=(Need.DESTRUCTIVE,),
+    ),
+    CircumstanceSpec(
+        "memory-limited",
+        "the memory cgroup has room for a quarter of what was not touched yet",
+        cause="no-memory",
+        workloads=("rdma-register", "io-uring-register"),
+        module="workloads.circumstances.memory_group",
+        needs=(Need.CGROUP_MEMORY,),
+    ),
+    CircumstanceSpec(
+        "driver-unbound",
+        "the device is taken from its driver while the process has it open",
+        cause="device-gone",
+        workloads=("v4l2-userptr",),
+        needs=(Need.MACHINE_CHANGES,),
+    ),
+)
 
 
 def circumstance_spec(name: str) -> CircumstanceSpec:
@@ -452,6 +553,12 @@ def workload_spec(name: str) -> WorkloadSpec:
 def memory_spec(name: str) -> MemorySpec:
     """The spec of that name; KeyError when there is none."""
     return _MEMORY_BY_NAME[name]
+
+
+def go_together(workload: str, memory: str) -> bool:
+    """Whether the two make a case: some workloads and memories are there for each other alone."""
+    theirs, chosen = memory_spec(memory).workloads, workload_spec(workload).memories
+    return (theirs is None or workload in theirs) and (chosen is None or memory in chosen)
 
 
 def mapped_bytes(case: Case) -> int:

@@ -14,11 +14,15 @@ from errno import EOPNOTSUPP, errorcode
 from typing import Any
 
 import workloads
+from telemetry import clock
 from workloads import crew
 from workloads.channel import Channel
 from workloads.crew import Crew
 from workloads.prepared import Prepared
 from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
+
+# From the announcement of a step to its beginning: more than a message takes, emulated too.
+ENTER_NS = 5_000_000
 
 # What the runner may ask for once the case is prepared.
 STEPS = ("acquire", "release", "disturb", "renew", "cycles", "close")
@@ -39,6 +43,7 @@ def run(channel: Channel, case: Case, around: Surroundings) -> None:
     prepared = crew.of(case, around)
     try:
         _await(channel, "prepare")
+        _enter(channel, case, "prepare")
         if _prepare_and_report(channel, prepared):
             _steps(channel, prepared)
         else:
@@ -60,8 +65,10 @@ def _steps(channel: Channel, prepared: Prepared | Crew) -> None:
     while (step := _await(channel, *STEPS)["go"]) != "close":
         match step:
             case "acquire":
+                _enter(channel, prepared.case, step)
                 channel.send(step="acquired", **_acquire(prepared.operation))
             case "release":
+                _enter(channel, prepared.case, step)
                 channel.send(step="released", **_attempt(prepared.operation.release))
             case "disturb":
                 channel.send(step="disturbed", **_attempt(prepared.disturb))
@@ -70,6 +77,17 @@ def _steps(channel: Channel, prepared: Prepared | Crew) -> None:
                 channel.send(step="renewed")
             case "cycles":
                 channel.send(**_timed_cycles(prepared))
+
+
+def _enter(channel: Channel, case: Case, step: str) -> None:
+    """Of a step in which SIGKILL is to come: say when it begins, and begin it then.
+
+    A call can be shorter than a message is under way; so both sides wait for one moment.
+    """
+    if case.params.get("kill") == step:
+        begins_ns = time.monotonic_ns() + ENTER_NS
+        channel.send(step="entered", begins_ns=begins_ns)
+        clock.wait_until(begins_ns)
 
 
 def _named(error: Exception) -> str:
@@ -85,10 +103,12 @@ def _await(channel: Channel, *allowed: str) -> dict[str, Any]:
 
 
 def _prepare_and_report(channel: Channel, prepared: Prepared | Crew) -> bool:
+    began_ns = time.monotonic_ns()
     try:
         prepared.prepare()
         channel.send(
             step="prepared",
+            whole_ns=time.monotonic_ns() - began_ns,
             placement=prepared.placement(),
             memory_ns=prepared.memory_ns,
             memlock_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
@@ -124,11 +144,20 @@ def _attempt(call: Any) -> dict[str, Any]:
     start_ns = time.monotonic_ns()
     try:
         elapsed_ns = call()
-        whole_ns = time.monotonic_ns() - start_ns
-        return {"outcome": "ok", "ns": elapsed_ns, "whole_ns": whole_ns, "detail": ""}
-    except CallFailed as error:
+        ended_ns = time.monotonic_ns()
+        whole_ns = ended_ns - start_ns
         return {
-            "whole_ns": time.monotonic_ns() - start_ns,
+            "outcome": "ok",
+            "ns": elapsed_ns,
+            "whole_ns": whole_ns,
+            "ended_ns": ended_ns,
+            "detail": "",
+        }
+    except CallFailed as error:
+        ended_ns = time.monotonic_ns()
+        return {
+            "whole_ns": ended_ns - start_ns,
+            "ended_ns": ended_ns,
             "outcome": errno_name(error.errno),
             "ns": error.elapsed_ns,
             "call": error.call,

@@ -77,7 +77,12 @@ class Crew:
             member.answer()
 
     def disturb(self) -> int:
-        return self._first.disturb()
+        """In all of them; the slowest one's time."""
+        _tell(self._members, "disturb")
+        elapsed_ns = self._first.disturb()
+        for member in self._members:
+            elapsed_ns = max(elapsed_ns, member.answer()["ns"])
+        return elapsed_ns
 
     def region_bytes(self) -> tuple[int, int]:
         return self._first.region_bytes()
@@ -211,8 +216,8 @@ def _serve(channel: Channel, prepared: Prepared) -> None:
         _answer(channel, prepared.prepare)
         while (message := channel.receive()) is not None and message["go"] != "close":
             step = message["go"]
-            if step == "renew":
-                _answer(channel, prepared.renew_memory)
+            if step in ("renew", "disturb"):
+                _answer(channel, prepared.renew_memory if step == "renew" else prepared.disturb)
             else:
                 _answer(channel, getattr(prepared.operation, step), prepared.operation)
     except ConnectionError:

@@ -17,21 +17,22 @@ from workloads.spec import Case, Surroundings
 def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> "Registration":
     ring = libc.io_uring_setup(1)
     owner.release_with("io_uring", lambda: os.close(ring))
-    return Registration(ring, region)
+    return Registration(ring, region, case.times)
 
 
 class Registration:
-    """The region as registered buffers of one ring."""
+    """The region as registered buffers of one ring, ``times`` times over."""
 
     done_bytes: int | None = None
 
-    def __init__(self, ring: int, region: Region) -> None:
+    def __init__(self, ring: int, region: Region, times: int = 1) -> None:
         self._ring = ring
+        self._times = times
         self.aim_at(region)
 
     def aim_at(self, region: Region) -> None:
         pieces = libc.pieces(region.address, region.size_bytes, libc.IO_URING_BUFFER_BYTES)
-        self._buffers = libc.iovecs(pieces)
+        self._buffers = libc.iovecs(pieces * self._times)
 
     def acquire(self) -> int:
         return self._register(libc.IORING_REGISTER_BUFFERS, self._buffers, len(self._buffers))

@@ -24,10 +24,14 @@ MAP_PRIVATE = 0x02
 MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_NORESERVE = 0x4000
+MAP_POPULATE = 0x8000
 MAP_HUGETLB = 0x40000
 MAP_FIXED_NOREPLACE = 0x100000  # since v4.17
 MAP_HUGE_2MB = 21 << 26
 MAP_HUGE_1GB = 30 << 26
+MADV_DONTNEED = 4
+MADV_DONTFORK = 10
+MADV_DOFORK = 11
 MADV_MERGEABLE = 12
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
@@ -87,6 +91,9 @@ STATX_ATTRIBUTES_OFFSET = 8
 
 # include/uapi/linux/fcntl.h
 AT_EMPTY_PATH = 0x1000
+
+# include/uapi/linux/sched.h
+CLONE_NEWNET = 0x40000000
 
 # include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG = 1
@@ -216,6 +223,7 @@ _process_vm_writev = _function(
 )
 _send = _function("send", _ssize, _int, _size, _size, _int)
 _connect = _function("connect", _int, _int, ctypes.c_char_p, _uint)
+_setns = _function("setns", _int, _int, _int)
 
 
 def check(call: str, result: int, detail: str = "", elapsed_ns: int = 0) -> int:
@@ -348,13 +356,18 @@ def stay_readable() -> None:
     check("prctl", int(_prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)), "PR_SET_DUMPABLE")
 
 
-def set_capabilities(numbers: Iterable[int]) -> None:
-    """These capabilities permitted and effective, and no others."""
-    mask = sum(1 << number for number in numbers)
-    words = (mask & 0xFFFFFFFF, mask >> 32)
+def set_capabilities(numbers: Iterable[int], unused: Iterable[int] = ()) -> None:
+    """These capabilities permitted and effective, and no others.
+
+    ``unused``: permitted and inheritable too, but not effective.
+    """
+    used = sum(1 << number for number in numbers)
+    idle = sum(1 << number for number in unused)
     # struct __user_cap_header_struct and two of struct __user_cap_data_struct
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    data = (ctypes.c_uint32 * 6)(words[0], words[0], 0, words[1], words[1], 0)
+    sets = (used, used | idle, idle)  # effective, permitted, inheritable
+    low, high = [mask & 0xFFFFFFFF for mask in sets], [mask >> 32 for mask in sets]
+    data = (ctypes.c_uint32 * 6)(*low, *high)
     check("capset", int(_capset(header, data)))
 
 
@@ -398,6 +411,11 @@ def process_vm_writev(pid: int, local: Iovecs, remote: Iovecs) -> int:
 def send(sock: int, address: int, size_bytes: int, flags: int) -> int:
     """Bytes that the socket took, or -1."""
     return int(_send(sock, address, size_bytes, flags))
+
+
+def enter_network_namespace(fd: int) -> None:
+    """This thread is in it from now on; ``fd`` is an open /proc/PID/ns/net."""
+    check("setns", int(_setns(fd, CLONE_NEWNET)), "CLONE_NEWNET")
 
 
 def disconnect(sock: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import workloads
 from telemetry import placement
 from workloads import disturbance, memory, user
+from workloads.circumstances import Made
 from workloads.memory import evacuation
 from workloads.owner import Owner
 from workloads.spec import Case, Operation, Surroundings
@@ -28,6 +29,7 @@ class Prepared:
 
     def prepare(self) -> None:
         """Make the memory, open what the workload needs. Raises CallFailed or PrepareFailed."""
+        circumstance = self._make_circumstance()
         self._region = self._make_memory()
         if "uid" in self.case.params:
             self._where = self._see()
@@ -35,6 +37,11 @@ class Prepared:
         self.operation: Operation = self._module.prepare(
             self.case, self._region, self._around, self._tools
         )
+        self.operation = circumstance.around(self.operation, self._region)
+        if self.case.params.get("during") == "thread-exit":
+            alone = disturbance.InThread(self.operation)
+            self._tools.release_with("thread", alone.end_thread)
+            self.operation = alone
 
     def renew_memory(self) -> None:
         """The same memory again, in the state it had before the first cycle."""
@@ -44,7 +51,8 @@ class Prepared:
 
     def disturb(self) -> int:
         """What must not touch the pins that are held: ``during``. See workloads.disturbance."""
-        return disturbance.disturb(str(self.case.params["during"]), self._region)
+        during = str(self.case.params["during"])
+        return disturbance.disturb(during, self._region, self.operation)
 
     def region_bytes(self) -> tuple[int, int]:
         """Address and length of what is handed to the kernel."""
@@ -69,6 +77,15 @@ class Prepared:
         for owner in (self._tools, self._memory):
             owner.close()
             self.errors += owner.errors
+
+    def _make_circumstance(self) -> Made:
+        """The child's half of what is wrong around the case, if anything is."""
+        name = self.case.params.get("under")
+        module = None if name is None else workloads.circumstance_spec(str(name)).module
+        if module is None:
+            return Made()
+        made: Made = importlib.import_module(module).prepare(self.case, self._around, self._tools)
+        return made
 
     def _make_memory(self) -> memory.Region:
         start_ns = time.monotonic_ns()

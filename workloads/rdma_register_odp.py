@@ -35,15 +35,16 @@ class RegisterOnDemand(Register):
     def acquire(self) -> int:
         """Nanoseconds of ibv_reg_mr plus the device's faults."""
         flags = self._flags | verbs.access_flags("ON_DEMAND")
-        self._registered, registered_ns = verbs.register(
+        registered, registered_ns = verbs.register(
             self._domain, self._region.address, self._region.size_bytes, flags
         )
+        self._registered = [registered]
         if self._loopback is None:
             return registered_ns
         try:
-            return registered_ns + self._touch(self._loopback, self._registered.rkey)
+            return registered_ns + self._touch(self._loopback, registered.rkey)
         except CallFailed:
-            self.close()
+            self.release()
             self._loopback.recover()
             raise
 
@@ -88,5 +89,5 @@ def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> R
             : len(bounce.buffer)
         ]
         operation.touch_through(verbs.Loopback(context, domain, bounce, owner))
-    owner.release_with("ibv_dereg_mr", operation.close)
+    owner.release_with("ibv_dereg_mr", operation.release)
     return operation

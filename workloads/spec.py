@@ -14,6 +14,8 @@ PAGE_BYTES = 4096
 MIB = 1 << 20
 # What msg-zerocopy gives to one connection: a rule reckons what each send is charged.
 ZEROCOPY_SEND_BYTES = MIB
+# The pins that gup-overflow takes unless the kernel refuses: more than a small page can have.
+OVERFLOW_PINS = (1 << 21) + (1 << 16)
 
 PHASES = ("prepare", "acquire", "hold", "release", "settle")
 # What can be done to memory while it is pinned (workloads.disturbance).
@@ -53,12 +55,17 @@ class Need(StrEnum):
     DESTRUCTIVE = "destructive"
     CGROUP_RDMA = "cgroup-rdma"
     CGROUP_MEMORY = "cgroup-memory"
+    MACHINE_CHANGES = "machine-changes"
     MEMLOCK = "memlock"
+    CLEAR_WARN_ONCE = "clear-warn-once"
 
 
 # Needs that are capabilities of a device: with ``force`` the case runs without them, as a negative
 # test.
 CAPABILITIES = frozenset({Need.RDMA_ODP})
+
+# The interfaces that gup-overflow can pin through (parameter ``through``), and what each needs.
+THROUGH = {"io-uring": Need.IO_URING, "rdma": Need.RDMA_DEVICE, "af-xdp": Need.AF_XDP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,11 @@ class Planned:
         return cls(message["seq"], message["round"], Case.from_json(message["case"]))
 
 
+def overflow_times(pages: int) -> int:
+    """How often gup-overflow registers a range of so many pages."""
+    return -(-OVERFLOW_PINS // pages)
+
+
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -201,6 +213,8 @@ class WorkloadSpec:
     charged_to: Literal["process", "user"] = "process"
     # What an ordinary user (parameter ``uid``) keeps of root's capabilities, to get that far.
     keeps: tuple[str, ...] = ()
+    # The memories that it says something about; None: all.
+    memories: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +228,16 @@ class MemorySpec:
     not mapped, past-eof a second half behind the end of the file. ``file``: what a descriptor of
     the pages leads to, a memfd that can be sealed, or a file of tmpfs, which cannot. ``movable``:
     the pages lie in CMA or ZONE_MOVABLE; ``foreign_reference``: somebody else holds a reference, so
-    they cannot migrate. ``fresh_each_cycle``: the first cycle changes the memory, so prepare is
-    redone for each.
+    they cannot migrate. ``one_page``: every address is the same page. ``fresh_each_cycle``: the
+    first cycle changes the memory, so prepare is redone for each.
     """
 
     name: str
     module: str
     summary: str
-    backing: Literal["anon", "shmem", "hugetlb", "file", "fsdax", "devdax", "secretmem", "nothing"]
+    backing: Literal[
+        "anon", "shmem", "hugetlb", "file", "fsdax", "devdax", "secretmem", "io", "nothing"
+    ]
     shared: bool = False
     present: Literal["own", "absent", "zero-page", "copy-on-write"] = "own"
     prot: Literal["rw", "r", "none"] = "rw"
@@ -230,6 +246,9 @@ class MemorySpec:
     locked: bool = False
     movable: bool = False
     foreign_reference: bool = False
+    one_page: bool = False
+    # The workloads that say something about it; None: all.
+    workloads: frozenset[str] | None = None
     fresh_each_cycle: bool = False
     granule_bytes: int = PAGE_BYTES
     needs: tuple[Need, ...] = ()
@@ -245,8 +264,9 @@ class CircumstanceSpec:
     """What is wrong around a case on purpose (``under``), so that it fails for that cause.
 
     ``cause``: the name pinstorm.explain must give it. ``module``: the child's half, with a
-    ``prepare(case, region, around, owner)`` that runs when the workload is prepared; None where the
-    runner makes all of it (pinstorm.circumstances). ``workloads``: those that it can befall.
+    ``prepare(case, around, owner)``, see workloads.circumstances; None where the runner
+    (pinstorm.circumstances) or workloads.user makes all of it. ``workloads``: those around which it
+    can be made; ``spares``: those of them that take no notice of it.
     """
 
     name: str
@@ -255,6 +275,7 @@ class CircumstanceSpec:
     workloads: tuple[str, ...]
     module: str | None = None
     needs: tuple[Need, ...] = ()
+    spares: tuple[str, ...] = ()
 
 
 class Operation(Protocol):
@@ -279,6 +300,8 @@ class Surroundings:
     """What the runner found on this machine and hands to the child: never probed twice."""
 
     device: str | None = None
+    # what it says it can do: workloads.verbs.capabilities
+    device_can: Mapping[str, Any] = field(default_factory=dict)
     # kind of scratch ("ext4", "xfs", "btrfs", "tmpfs", "dax", "target") -> directory
     scratch: Mapping[str, str] = field(default_factory=dict)
     # "devdax" -> /dev/daxN.N, "vfio" -> PCI address, "v4l2" -> /dev/videoN

@@ -13,6 +13,9 @@ from workloads import libc
 from workloads.spec import Case, PrepareFailed
 
 _CAPABILITIES = {"CAP_NET_RAW": libc.CAP_NET_RAW}
+# What the process may have under that circumstance, and does not use: as a program whose file gives
+# it capabilities that it never makes effective, or that inherited them; see capabilities(7).
+_UNUSED = {"ipc-lock-unused": (libc.CAP_IPC_LOCK,)}
 
 
 def become(case: Case) -> None:
@@ -32,7 +35,8 @@ def become(case: Case) -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    libc.set_capabilities(_CAPABILITIES[name] for name in kept)
+    unused = _UNUSED.get(str(case.params.get("under")), ())
+    libc.set_capabilities((_CAPABILITIES[name] for name in kept), unused)
     # The kernel forgets both when a process changes its user.
     libc.die_with_parent()
     libc.stay_readable()

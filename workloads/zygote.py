@@ -69,7 +69,7 @@ def _serve_runner(channel: Channel, pyverbs_error: str | None) -> None:
 
 
 def _import_everything() -> str | None:
-    """Import every workload and memory; why pyverbs cannot be used, if it cannot."""
+    """Import every workload, memory and circumstance; why pyverbs cannot be used, if it cannot."""
     for spec in workloads.MEMORY:
         importlib.import_module(spec.module)
     try:
@@ -80,6 +80,9 @@ def _import_everything() -> str | None:
     for workload in workloads.WORKLOADS:
         if pyverbs_error is None or not workload.name.startswith("rdma-"):
             importlib.import_module(workload.module)
+    for circumstance in workloads.CIRCUMSTANCES:
+        if circumstance.module is not None:
+            importlib.import_module(circumstance.module)
     return pyverbs_error
 
 

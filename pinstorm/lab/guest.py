@@ -61,6 +61,8 @@ def main() -> None:
         log=log,
         nodes=provided.nodes,
         setup_failures=_failures(provided),
+        may_change=True,
+        destructive=True,
     )
     identity = Identity(
         run=job["run"],

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import workloads
-from pinstorm.needs import devices, interfaces, memory
+from pinstorm.needs import devices, groups, interfaces, memory
 from pinstorm.needs import scratch as places
 from pinstorm.needs.devices import Capabilities, choose_device
 from pinstorm.needs.scratch import BLOCK_BACKED, default_scratch
 from pinstorm.needs.unmet import Unmet, lacks
 from telemetry import cma, kmsg, mountinfo, rdma
-from workloads.spec import CAPABILITIES, Case, MemorySpec, Need, Surroundings
+from workloads.spec import CAPABILITIES, THROUGH, Case, MemorySpec, Need, Surroundings
 
 __all__ = [
     "BLOCK_BACKED",
@@ -38,6 +38,11 @@ def needs_of(case: Case) -> tuple[Need, ...]:
     wanted = dict.fromkeys(workload.needs + backing.needs)
     if "uid" in case.params:
         wanted[Need.ORDINARY_USER] = None
+    if "through" in case.params:
+        wanted[THROUGH[case.params["through"]]] = None
+    if "under" in case.params:
+        under = workloads.circumstance_spec(str(case.params["under"]))
+        wanted |= dict.fromkeys(under.needs)
     forced = CAPABILITIES if case.params.get("force", False) else frozenset()
     return tuple(need for need in wanted if need not in forced)
 
@@ -92,19 +97,25 @@ def survey(
     log: kmsg.KernelLog | None,
     nodes: Mapping[str, str] | None = None,
     setup_failures: Mapping[Need, str] | None = None,
+    destructive: bool = False,
+    may_change: bool = False,
 ) -> Survey:
     """Look at the machine. A device or scratch directory that is not there is a UsageError.
 
     ``nodes``: devices by kind (see Surroundings) that somebody named; device-DAX only then.
+    ``destructive``: whether somebody said that this machine may crash.
     ``setup_failures``: what the lab's guest set-up could not provide, told in the skip's place.
+    ``may_change``: cases may change the machine for a while (the lab, ``--setup``).
     """
     areas = cma.find(log.all_text() if log is not None else None)
     chosen = choose_device(device)
+    can = dict(capabilities(chosen)) if chosen is not None and pyverbs_error is None else {}
     directories = places.directories(scratch)
     found_nodes, without_node = devices.find(nodes or {})
     found = Survey(
         Surroundings(
             device=chosen,
+            device_can=can,
             scratch=directories,
             nodes=found_nodes,
             numa_nodes=memory.nodes_with_memory(),
@@ -118,7 +129,7 @@ def survey(
         driver=next((entry.driver for entry in rdma.read() if entry.name == chosen), None),
     )
     lacking = [
-        *devices.rdma_unmet(chosen, capabilities, pyverbs_error),
+        *devices.rdma_unmet(chosen, lambda _: can, pyverbs_error),
         *without_node,
         *interfaces.unmet(),
         *places.unmet(directories),
@@ -130,6 +141,8 @@ def survey(
             found_nodes.get("devdax"),
         ),
         *_ordinary_user(),
+        *_destructive(destructive),
+        *groups.unmet(may_change),
     ]
     for need, failure in (setup_failures or {}).items():
         lacking.append(Unmet(need, f"the guest's set-up failed: {failure}", _REPORT_REMEDY))
@@ -140,6 +153,10 @@ def survey(
 def _fs_type(directory: str | None) -> str | None:
     mount = mountinfo.of_path(directory) if directory is not None else None
     return mount.fs_type if mount is not None else None
+
+
+def _destructive(allowed: bool) -> list[Unmet]:
+    return [] if allowed else [lacks(Need.DESTRUCTIVE, "the case could crash this machine")]
 
 
 def _ordinary_user() -> list[Unmet]:

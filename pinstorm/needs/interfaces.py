@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pinstorm.needs.unmet import Unmet, lacks
 from workloads import libc
+from workloads.gup_overflow import CLEAR_WARN_ONCE
 from workloads.spec import CallFailed, Need
 
 UDMABUF = Path("/dev/udmabuf")
@@ -71,6 +72,10 @@ def _udmabuf() -> None:
     os.close(os.open(UDMABUF, os.O_RDWR | os.O_CLOEXEC))
 
 
+def _clear_warn_once() -> None:
+    os.close(os.open(CLEAR_WARN_ONCE, os.O_WRONLY | os.O_CLOEXEC))
+
+
 def _gup_test() -> None:
     os.close(os.open(GUP_TEST, os.O_RDWR | os.O_CLOEXEC))
 
@@ -82,4 +87,5 @@ _PROBES: dict[Need, Callable[[], str | None]] = {
     Need.MSG_ZEROCOPY: _msg_zerocopy,
     Need.UDMABUF: _udmabuf,
     Need.GUP_TEST: _gup_test,
+    Need.CLEAR_WARN_ONCE: _clear_warn_once,
 }

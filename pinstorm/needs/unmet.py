@@ -26,8 +26,10 @@ REMEDIES = {
     Need.MOVABLE: "boot with cma= or kernelcore= and run as root, or run in the lab",
     Need.ORDINARY_USER: "run as root",
     Need.DESTRUCTIVE: f"{_LAB}, or add --destructive on a machine that may crash",
+    Need.CLEAR_WARN_ONCE: "run as root, with debugfs: mount -t debugfs none /sys/kernel/debug",
     Need.CGROUP_RDMA: f"run as root on a kernel with CONFIG_CGROUP_RDMA and cgroup v2, or {_LAB}",
     Need.CGROUP_MEMORY: f"run as root where cgroup v2 has the memory controller, or {_LAB}",
+    Need.MACHINE_CHANGES: f"run with --setup, as root, or {_LAB}",
     Need.MEMLOCK: "give a smaller memlock, or raise it first: ulimit -H -l unlimited (root)",
 }
 

@@ -103,7 +103,8 @@ def _registry(survey: Survey) -> dict[str, Any]:
 
 def _workload_entry(spec: WorkloadSpec, survey: Survey) -> dict[str, Any]:
     params = {"size_bytes": memory_spec(_NEEDLESS_MEMORY).granule_bytes, **spec.defaults}
-    unmet = survey.unmet(Case(spec.name, _NEEDLESS_MEMORY, params))
+    case = Case(spec.name, _NEEDLESS_MEMORY, params)
+    unmet = survey.unmet(case)
     return {
         "name": spec.name,
         "summary": spec.summary,
@@ -111,7 +112,7 @@ def _workload_entry(spec: WorkloadSpec, survey: Survey) -> dict[str, Any]:
         "scope": spec.scope,
         "params": list(spec.params),
         "defaults": dict(spec.defaults),
-        "needs": [need.value for need in spec.needs],
+        "needs": [need.value for need in needs.needs_of(case)],
         "met": not unmet,
         "unmet": {entry.code: entry for entry in unmet},
     }

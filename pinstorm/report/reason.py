@@ -59,7 +59,9 @@ def summary(record: Record) -> str:
         return one_line("; ".join(told) or str(record.get("reason") or ""))
     broken = (record.get("expected") or {}).get("broken") or []
     why = [str(record.get("reason") or ""), *(str(sentence) for sentence in broken[:1])]
-    return one_line(": ".join(word for word in why if word))
+    words = ": ".join(word for word in why if word)
+    named = record.get("cause") and record["verdict"] != "pass"
+    return one_line(f"{words}; cause {record['cause']}" if named else words)
 
 
 def sentences(record: Record, command: str) -> list[str]:
@@ -69,7 +71,8 @@ def sentences(record: Record, command: str) -> list[str]:
     told += [f"broken: {sentence}" for sentence in expected.get("broken") or ()]
     if expected.get("rule"):
         told.append(f"rule: {expected['rule']}, {expected.get('source') or 'no source'}")
-    told += [f"{key}: {record[key]}" for key in ("cause", "remedy", "detail") if record.get(key)]
+    told += cause_words(record)
+    told += [f"detail: {record['detail']}"] if record.get("detail") else []
     log = [
         str(line.get("text", line)) if isinstance(line, Mapping) else str(line)
         for line in record.get("kmsg") or ()
@@ -77,6 +80,17 @@ def sentences(record: Record, command: str) -> list[str]:
     told += [f"kernel log: {line}" for line in log[-KERNEL_LINES:]]
     told.append(f"repeat: {command} --only {shlex.quote(str(record['case']))}")
     return [line for text in told for line in text.splitlines()]
+
+
+def cause_words(record: Record) -> list[str]:
+    """The cause with its evidence, and what to do; of an old bundle what it has of that."""
+    found = record.get("explanation") or {}
+    cause, sure = record.get("cause"), found.get("confidence")
+    told = [f"cause: {cause}" + (f" ({sure})" if sure else "")] if cause else []
+    told += [f"evidence: {sentence}" for sentence in found.get("evidence") or ()]
+    told += [f"remedy: {record['remedy']}"] if record.get("remedy") else []
+    told += [f"{key}: {found[key]}" for key in ("command", "instead") if found.get(key)]
+    return told
 
 
 def seconds(record: Record) -> float:

@@ -17,7 +17,10 @@ from pinstorm.rules.rule import ZERO, Bound, Release, Rule
 
 _FIGURES = ("acquired", "held", "vmpin_bytes", "vmlck_bytes", "migrate_success", "migrate_fail")
 _SYMBOLS = (
-    ("pages", "the case's size in pages of 4 KiB"),
+    ("pages", "the case's size in pages of 4 KiB, as often as it is registered"),
+    ("range-pages", "the same, but once"),
+    ("earlier-pages", "the pages of all registrations but the last"),
+    ("moved-pages", "the pages, and once more those of the first registration"),
     ("good-pages", "the pages before the first that has no memory"),
     ("retried-pages", "four times the pages: what a pin that must move pages may take in all"),
     ("attempts", "one for each call that asks GUP: what GUP-fast takes and gives back"),
@@ -26,6 +29,10 @@ _SYMBOLS = (
     ("folio-bytes", "the same in whole folios"),
     ("zerocopy-bytes", "what MSG_ZEROCOPY is charged: two pages more for each send"),
     ("processes", "how many do the same at once"),
+    ("overflow-pins", "the pins that a small page can have beside its own references: 2^21 less"),
+    ("overflow-pages", "2^21 + 2^16 pages, in whole registrations of what is mapped"),
+    ("overflow-folios", "the folios of those registrations"),
+    ("overflow-bytes", "their bytes"),
 )
 
 

@@ -19,6 +19,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from pinstorm.report.reason import cause_words
+
 Record = Mapping[str, Any]
 
 PLAIN_WIDTH = 100
@@ -64,6 +66,29 @@ class Hanging:
             break_on_hyphens=False,
         )
         yield Text("\n".join(wrapped), no_wrap=True, overflow="ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class CaseName:
+    """A case's id, which goes on on the next line behind a slash where it has to."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest = max(len(word) for word in self._words())
+        return Measurement(longest, len(self.text)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for word in self._words():
+            if lines[-1] and len(lines[-1]) + len(word) > options.max_width:
+                lines.append("")
+            lines[-1] += word
+        yield Text("\n".join(lines), overflow="fold")
+
+    def _words(self) -> list[str]:
+        *words, last = self.text.split("/")
+        return [*(f"{word}/" for word in words), last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +139,7 @@ def render(
     shown = [line for line in lines if wide or line.last["verdict"] != "skip"]
     parts: list[RenderableType] = []
     if shown:
-        parts += [_table(shown, WIDE if wide else NARROW, emulated, width), ""]
+        parts += [_table(shown, _fields(shown, wide), emulated, width), ""]
     for line in lines:
         if line.last["verdict"] not in GOOD:
             parts += [_failure(line, command), ""]
@@ -123,6 +148,7 @@ def render(
         Hanging(f"  {count} skip: {code}", f" ({words})" if words else "")
         for code, count, words in _skips(records)
     ]
+    parts += [Hanging("  ", words) for words in _settling(records, emulated)]
     parts += [Text(note, style="dim") for note in _notes(records, emulated)]
     return Group(*parts)
 
@@ -150,6 +176,7 @@ def _lines(records: Sequence[Record]) -> list[Line]:
             record["verdict"],
             record.get("reason"),
             record.get("outcome"),
+            record.get("cause"),
             pins.get("held"),
             pins.get("leaked"),
         )
@@ -168,6 +195,13 @@ def _natural(record: Record) -> tuple[str, str, str, int, str]:
     params = record.get("params") or {}
     words = [*case_id.split("/"), "", ""]
     return words[0], words[1], str(params.get("access")), params.get("size_bytes") or 0, case_id
+
+
+def _fields(lines: Sequence[Line], wide: bool) -> Sequence[Field]:
+    """The columns; the causes have none in a run of which nothing was refused."""
+    if wide:
+        return WIDE
+    return NARROW_WITH_CAUSE if any(line.last.get("cause") for line in lines) else NARROW
 
 
 def _table(
@@ -195,6 +229,8 @@ def _table(
             *[
                 Text(field.cell(line), style=STYLES.get(verdict, "bold red"))
                 if field.header == "verdict"
+                else CaseName(field.cell(line))
+                if field.header == "case"
                 else Text(field.cell(line))
                 for field in fields
             ]
@@ -210,8 +246,15 @@ def _verdict(line: Line) -> str:
     return str(line.last["verdict"]) + (f" x{count}" if count > 1 else "")
 
 
+def _outcome_and_cause(line: Line) -> str:
+    """One below the other: the names of cases are too long for a column more."""
+    outcome, cause = _or_missing(_at(line.last, "outcome")), line.last.get("cause")
+    return f"{outcome}\n{cause}" if cause else outcome
+
+
 def _pages(path: str, bound: str = "bound") -> Callable[[Line], str]:
-    """A pin figure; one that is not exact carries its error bound, two counters' a larger one."""
+    """A pin figure; one that is not exact carries its error bound, two counters' a larger one, or
+    where others' pins may be in it nobody knows by how much, a tilde."""
 
     def cell(line: Line) -> str:
         figure = _at(line.last, path)
@@ -219,6 +262,8 @@ def _pages(path: str, bound: str = "bound") -> Callable[[Line], str]:
             return MISSING
         pins = line.last.get("pins") or {}
         off_by = pins.get(bound, pins.get("bound"))
+        if pins.get("noise") or pins.get("recent"):
+            return f"~{figure}"
         return f"{figure}±{off_by}" if pins.get("exact") is False and off_by else str(figure)
 
     return cell
@@ -280,6 +325,18 @@ def _noise(line: Line) -> str:
     return noise + ("!" if _at(line.last, "pins.flagged") else "")
 
 
+def _own(line: Line) -> str:
+    """``4096 trace / 4096 vmpin``: what is the case's own of acquired and held, and who says so."""
+    attributed = _at(line.last, "pins.attributed")
+    if not attributed:
+        return MISSING
+    words = []
+    for name in ("acquired", "held"):
+        pages, method = attributed[name], attributed["method"][name]
+        words.append(method if pages is None else f"{pages} {method}")
+    return words[0] if words[0] == words[1] else " / ".join(words)
+
+
 def _placement(line: Line) -> str:
     """``Normal 4096 (CMA 512)``: pages by zone just before acquire."""
     zones = _at(line.last, "placement.zones")
@@ -293,6 +350,8 @@ def _placement(line: Line) -> str:
 _CASE = Field("case", lambda line: str(line.last["case"]), left=True)
 _VERDICT = Field("verdict", _verdict, left=True)
 _OUTCOME = Field("outcome", _figure("outcome"), left=True)
+_OUTCOME_AND_CAUSE = Field("outcome\ncause", _outcome_and_cause, left=True)
+_CAUSE = Field("cause", lambda line: str(line.last.get("cause") or ""), left=True)
 _ACQUIRED = Field("acquired\npages", _pages("pins.acquire.acquired"))
 _HELD = Field("held\npages", _pages("pins.held", "net_bound"))
 _LEAKED = Field("leaked\npages", _pages("pins.leaked", "net_bound"))
@@ -300,15 +359,18 @@ _VMPIN = Field("VmPin\nKiB", _kib("vmpin_bytes.held"))
 _MEDIAN = Field("acquire\nmedian us", _median_us("acquire"))
 
 NARROW = (_CASE, _VERDICT, _OUTCOME, _ACQUIRED, _HELD, _LEAKED, _VMPIN, _MEDIAN)
+NARROW_WITH_CAUSE = (_CASE, _VERDICT, _OUTCOME_AND_CAUSE, *NARROW[3:])
 WIDE = (
     _CASE,
     _VERDICT,
     _OUTCOME,
+    _CAUSE,
     _ACQUIRED,
     _HELD,
     Field("released\npages", _pages("pins.release.released")),
     _LEAKED,
     Field("noise\npages", _noise),
+    Field("own acquired\n/ held pages", _own, left=True),
     _VMPIN,
     Field("migrated\nok/failed", _migrated),
     Field("first\nacquire us", _one_us("timing_ns.first")),
@@ -331,9 +393,7 @@ def _failure(line: Line, command: str) -> RenderableType:
     body += [f"broken: {_bound(bound)}" for bound in expected.get("broken") or []]
     if expected.get("rule"):
         body.append(f"rule: {expected['rule']}, {expected.get('source') or 'no source'}")
-    for key in ("cause", "remedy"):
-        if record.get(key):
-            body.append(f"{key}: {record[key]}")
+    body += cause_words(record)
     body += _indented("detail", str(record.get("detail") or ""))
     body += _indented("kernel log", "\n".join(_log_line(item) for item in record.get("kmsg") or []))
     # One line however long: it is there to be copied.
@@ -398,6 +458,25 @@ def _skips(records: Iterable[Record]) -> list[tuple[str, int, str]]:
     return [(code, count, words[code]) for code, count in counts.most_common()]
 
 
+def _settling(records: Sequence[Record], emulated: bool) -> list[str]:
+    """How late each workload gave back, over all its settling cycles; never a p99 of under 100."""
+    unit = "emulated us" if emulated else "us"
+    times_ns: dict[str, list[int]] = {}
+    for record in records:
+        if settled := _at(record, "timing_ns.settles"):
+            times_ns.setdefault(str(record["workload"]), []).extend(settled)
+    return [
+        f"settle time of {workload}, {len(times)} releases, {unit} at most: min {_us(min(times))}, "
+        f"median {_us(median_low(times))}, p90 {_us(_p90(times))}, max {_us(max(times))}"
+        for workload, times in times_ns.items()
+    ]
+
+
+def _p90(times_ns: Sequence[int]) -> int:
+    """The smallest that nine in ten do not exceed."""
+    return sorted(times_ns)[-(-9 * len(times_ns) // 10) - 1]
+
+
 def _notes(records: Sequence[Record], emulated: bool) -> list[str]:
     notes = []
     ran = [record for record in records if record["verdict"] != "skip"]
@@ -409,6 +488,12 @@ def _notes(records: Sequence[Record], emulated: bool) -> list[str]:
         notes.append(f"pin figures exact, noise 0: {clean} of {len(with_pins)} cases")
     if len(with_pins) < len(ran):
         notes.append(f"pin figures missing: {len(ran) - len(with_pins)} of {len(ran)} cases")
+    unknown = sum(1 for pins in with_pins if _unattributable(pins))
+    if unknown:
+        notes.append(
+            f"others pinned nearby: whose the pins of {unknown} {_plural(unknown, 'case')} are "
+            "cannot all be known (~; --wide shows what is the case's own)"
+        )
     flagged = sum(1 for pins in with_pins if pins.get("flagged"))
     if flagged:
         notes.append(
@@ -420,6 +505,15 @@ def _notes(records: Sequence[Record], emulated: bool) -> list[str]:
     if emulated and ran:
         notes.append("times are emulated (no KVM): compare them with nothing")
     return notes
+
+
+def _unattributable(pins: Mapping[str, Any]) -> bool:
+    """Whether a figure may be others', of those that there are: a killed case has no leaked."""
+    methods = (pins.get("attributed") or {}).get("method") or {}
+    return any(
+        how == "unattributable" and (figure != "leaked" or pins.get("leaked") is not None)
+        for figure, how in methods.items()
+    )
 
 
 def _passed_with_reason(record: Record) -> bool:

@@ -9,10 +9,12 @@ from pinstorm.rules import (
     io_uring,
     longterm,
     on_demand,
+    overflow,
     page_data,
     references,
     registered_io,
     udmabuf,
+    under,
     v4l2,
     vfio,
 )
@@ -31,6 +33,8 @@ _FAMILIES = (
     page_data,
     references,
     on_demand,
+    overflow,
+    under,
 )
 
 RULES: Final[tuple[Rule, ...]] = tuple(rule for family in _FAMILIES for rule in family.RULES)

@@ -9,6 +9,7 @@ from pinstorm.rules.rule import (
     MOVED,
     PAGES,
     PROCESSES,
+    REFUSED_PAGES,
     TWICE_PAGES,
     ZERO,
     Bound,
@@ -245,7 +246,7 @@ RULES: Final[tuple[Rule, ...]] = (
         check=Check.ACCOUNTING,
         outcomes=("ENOMEM",),
         pin_class="pin-longterm",
-        acquired=PAGES,
+        acquired=REFUSED_PAGES,
         source=_AFTER_PINNING,
     ),
     Rule(
@@ -273,7 +274,7 @@ RULES: Final[tuple[Rule, ...]] = (
         check=Check.ACCOUNTING,
         outcomes=("ENOMEM",),
         pin_class="pin-longterm",
-        acquired=PAGES,
+        acquired=REFUSED_PAGES,
         source=f"{_RING_ACCOUNT}; {_AFTER_PINNING}",
     ),
     Rule(
@@ -288,8 +289,8 @@ RULES: Final[tuple[Rule, ...]] = (
         check=Check.ACCOUNTING,
         outcomes=("ENOMEM",),
         pin_class="pin-longterm",
-        acquired=Bound("twice-pages", None),
-        migrate_success=Bound("pages", None),
+        acquired=Bound("moved-pages", None),
+        migrate_success=Bound("range-pages", None),
         source=f"{_RING_ACCOUNT}; {_AFTER_PINNING}; {MIGRATE}",
     ),
     Rule(

@@ -5,6 +5,7 @@ from typing import Final
 from pinstorm.rules.rule import (
     ATTEMPTS,
     BYTES,
+    EARLIER_PAGES,
     GOOD_PAGES,
     MIGRATED,
     MOVED,
@@ -170,6 +171,23 @@ RULES: Final[tuple[Rule, ...]] = (
         source=PROTECTION,
     ),
     Rule(
+        name="longterm-io-mapping",
+        when={
+            "pin_class": "pin-longterm",
+            "backing": "io",
+            "shared": False,
+            "prot": "r",
+            "extent": "whole",
+        },
+        check=Check.MAPPING,
+        outcomes=("EFAULT",),
+        pin_class="pin-longterm",
+        acquired=ZERO,
+        source="mm/gup.c, check_vma_flags(): EFAULT of VM_IO and VM_PFNMAP, before the protection "
+        "is looked at; GUP-fast takes no page whose entry is special; the same in v6.1, v6.12 and "
+        "v7.2",
+    ),
+    Rule(
         name="longterm-secret",
         when={"pin_class": "pin-longterm", "backing": "secretmem"},
         check=Check.MAPPING,
@@ -220,7 +238,7 @@ RULES: Final[tuple[Rule, ...]] = (
         check=Check.ARGUMENTS,
         outcomes=("ENOMEM",),
         pin_class="pin-longterm",
-        acquired=ZERO,
+        acquired=EARLIER_PAGES,
         source="drivers/infiniband/core/umem.c, ib_umem_get(): mm->pinned_vm over RLIMIT_MEMLOCK",
     ),
     Rule(

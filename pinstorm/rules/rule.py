@@ -21,6 +21,9 @@ Release = tuple[int, int] | tuple[int, int, int]
 # What a bound may say of a case; pinstorm.oracle.amounts gives each its value.
 Symbol = Literal[
     "pages",
+    "range-pages",
+    "earlier-pages",
+    "moved-pages",
     "twice-pages",
     "retried-pages",
     "good-pages",
@@ -31,6 +34,10 @@ Symbol = Literal[
     "bytes",
     "folio-bytes",
     "zerocopy-bytes",
+    "overflow-pins",
+    "overflow-pages",
+    "overflow-folios",
+    "overflow-bytes",
 ]
 Amount = int | Symbol
 
@@ -59,8 +66,13 @@ class Bound:
 
 ANY: Final = Bound(None, None)
 ZERO: Final = Bound(0, 0)
+# Of a range that is registered several times (``times``), each time.
 PAGES: Final = Bound("pages", "pages")
 TWICE_PAGES: Final = Bound("twice-pages", "twice-pages")
+# Those of the registrations before one that is refused.
+EARLIER_PAGES: Final = Bound(0, "earlier-pages")
+# Of the registrations up to one that is refused after it has pinned.
+REFUSED_PAGES: Final = Bound("range-pages", "pages")
 # One page for each process of the case.
 PROCESSES: Final = Bound("processes", "processes")
 UP_TO_PAGES: Final = Bound(0, "pages")
@@ -68,8 +80,8 @@ UP_TO_PAGES: Final = Bound(0, "pages")
 GOOD_PAGES: Final = Bound("good-pages", "good-pages")
 # A batch in a wrong place is pinned, given back, moved and pinned again, and once more for pages
 # that could not be isolated at first.
-MOVED: Final = Bound("twice-pages", "retried-pages")
-MIGRATED: Final = Bound("pages", "twice-pages")
+MOVED: Final = Bound("moved-pages", "retried-pages")
+MIGRATED: Final = Bound("range-pages", "twice-pages")
 UNMOVABLE: Final = Bound(1, "retried-pages")
 NOT_MIGRATED: Final = Bound(1, "twice-pages")
 # One page for each call of GUP-fast, which takes a pin, finds the page wanting and gives it back.
@@ -89,8 +101,9 @@ class Rule:
     acquire, given back in it or not; ``held``: those that last until release; ``vmpin_bytes``,
     ``vmlck_bytes``: how far VmPin and VmLck of the process grew. ``prepare_calls``: system calls
     that may refuse in prepare already. ``kernel_messages``, ``taint``: regular expressions of the
-    kernel's reports, and taint letters, that belong to it. ``why`` explains an outcome that is a
-    set. ``observed``: measured, without a document or commit that says it.
+    kernel's reports, and taint letters, that belong to it; ``required_messages``: those of them
+    that must be seen, each. ``why`` explains an outcome that is a set. ``observed``: measured,
+    without a document or commit that says it.
     """
 
     name: str
@@ -109,6 +122,7 @@ class Rule:
     until: Release | None = None
     prepare_calls: tuple[str, ...] = ()
     kernel_messages: tuple[str, ...] = ()
+    required_messages: tuple[str, ...] = ()
     taint: str = ""
     observed: bool = False
     why: str = ""

@@ -13,10 +13,17 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from workloads import libc
+from workloads import af_xdp, disturbance, libc
 from workloads.memory import Region
 from workloads.owner import Owner
-from workloads.spec import CallFailed, Case, PrepareFailed, Surroundings, WorkloadSpec
+from workloads.spec import (
+    CallFailed,
+    Case,
+    Operation,
+    PrepareFailed,
+    Surroundings,
+    WorkloadSpec,
+)
 
 NOTES = "PINSTORM_FAULTY"
 
@@ -107,6 +114,18 @@ class Leak(Faulty):
         return 1
 
 
+class LeakUnaccounted(Faulty):
+    """Says that it pins nothing, and keeps each umem: only the counters show it."""
+
+    def __init__(self, region: Region) -> None:
+        super().__init__(region)
+        self.kept: list[af_xdp.Umem] = []
+
+    def acquire(self) -> int:
+        self.kept.append(af_xdp.Umem(self.region))
+        return self.kept[-1].acquire()
+
+
 class Orphan(Faulty):
     """Lets a process outside of the case's tree take the ring that has the region registered.
 
@@ -120,6 +139,21 @@ class Orphan(Faulty):
             fence.sendall(f"{os.getpid()} {ring}".encode())
             fence.recv(1)  # until it is taken
         os.close(ring)
+        return 1
+
+
+class DropWhenDisturbed(Faulty):
+    """Gives its pins back when its memory is disturbed, as no kernel may."""
+
+    def acquire(self) -> int:
+        ring = register(self.region)
+        disturb = disturbance.disturb
+
+        def drop(what: str, region: Region, operation: Operation) -> int:
+            libc.io_uring_register(ring, libc.IORING_UNREGISTER_BUFFERS, None, 0)
+            return disturb(what, region, operation)
+
+        disturbance.disturb = drop
         return 1
 
 
@@ -183,7 +217,9 @@ PREPARE: dict[str, PrepareFunction] = {
     "faulty-grandchild": lambda region, _: LeaveGrandchild(region),
     "faulty-grandchild-crash": lambda region, _: CrashBesideGrandchild(region),
     "faulty-leak": lambda region, _: Leak(region),
+    "faulty-leak-unaccounted": lambda region, _: LeakUnaccounted(region),
     "faulty-orphan": lambda region, _: Orphan(region),
+    "faulty-drop": lambda region, _: DropWhenDisturbed(region),
     "faulty-unstable": lambda region, _: Unstable(region),
     "faulty-release": lambda region, _: BadRelease(region),
     "faulty-release-cycle": lambda region, _: BadReleaseInCycle(region),
@@ -193,7 +229,7 @@ PREPARE: dict[str, PrepareFunction] = {
     "faulty-hang-close": hang_in_close,
 }
 
-_PINNING = frozenset({"faulty-leak", "faulty-orphan"})
+_PINNING = frozenset({"faulty-leak", "faulty-orphan", "faulty-drop"})
 
 WORKLOADS = tuple(
     WorkloadSpec(

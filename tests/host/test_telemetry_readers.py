@@ -206,19 +206,6 @@ def test_placement_tells_huge_pages(visible_frames: None) -> None:
     assert sum(place.folio_orders.values()) == 4 * pages
 
 
-def test_placement_of_4096_pages_is_quick(visible_frames: None) -> None:
-    region = private(4096)
-    touch(region, range(4096))
-    best = min(timed(region) for _ in range(5))
-    assert best < 0.05
-
-
-def timed(region: mmap.mmap) -> float:
-    start = time.perf_counter()
-    placement.of(address_of(region), len(region), ((0, 1),))
-    return time.perf_counter() - start
-
-
 def test_kpageflags_marks_the_zero_page(visible_frames: None) -> None:
     region = private(2)
     region.madvise(mmap.MADV_NOHUGEPAGE)

@@ -10,7 +10,7 @@ from pinstorm.conformance import Claim
 from pinstorm.rules import CONFORMANCE
 from pinstorm.rules.rule import Call, Conformance
 from workloads import WORKLOADS
-from workloads.spec import MIB, Case, WorkloadSpec
+from workloads.spec import MIB, THROUGH, Case, WorkloadSpec
 
 KERNELS = ("6.1.0-54-amd64", "6.12.113+deb13-amd64", "7.2.11+deb13-amd64")
 LONGTERM = Conformance(
@@ -245,6 +245,7 @@ def cases_of(work: WorkloadSpec) -> list[Case]:
         "touch": (True, False),
         "registered": (False, True),
         "mode": GUP_TEST_MODES,
+        "through": tuple(THROUGH),
     }
     params: list[dict[str, Any]] = [{"size_bytes": MIB, **work.defaults}]
     for name in work.params:

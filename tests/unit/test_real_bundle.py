@@ -28,6 +28,14 @@ ABSENT = {
     "signal",
     "skip",
     "done_bytes",
+    "disturb",
+    "killed",
+    "settles",
+    "retries",
+    "evidence",
+    "explanation",
+    "attribut",
+    "pins_recent",
 }
 
 

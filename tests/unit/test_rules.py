@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from pinstorm import oracle
+from pinstorm import oracle, suite
 from pinstorm.oracle import Machine, expectation
 from pinstorm.rules import RULES
 from pinstorm.rules.rule import Check, Rule
-from workloads import MEMORY, WORKLOADS
-from workloads.spec import MIB, Case, Need, WorkloadSpec
+from workloads import MEMORY, WORKLOADS, go_together
+from workloads.spec import MIB, THROUGH, Case, Need, WorkloadSpec
 
 KERNELS = {
     "6.1": "6.1.0-50-amd64",
@@ -35,6 +35,7 @@ PARAMS: dict[str, tuple[object, ...]] = {
     "registered": (False, True),
     "offset_bytes": (0, 1, 512),
     "mode": ("GUP_FAST", "GUP_BASIC", "PIN_FAST", "PIN_BASIC", "PIN_LONGTERM"),
+    "through": tuple(THROUGH),
 }
 
 # A kernel document or man page, a commit with subject and release, or a function in a source file.
@@ -49,6 +50,8 @@ SOURCE = re.compile(
 def cells() -> Iterator[tuple[Case, Machine]]:
     """Every workload on every memory, with what changes its outcome, on the machines that do."""
     for workload, memory in itertools.product(WORKLOADS, MEMORY):
+        if not go_together(workload.name, memory.name):
+            continue
         names = [name for name in PARAMS if name in workload.params]
         for values in itertools.product(*(PARAMS[name] for name in names)):
             given = dict(zip(names, values, strict=True))
@@ -70,6 +73,8 @@ def crowds() -> Iterator[tuple[Case, Machine]]:
     for workload in WORKLOADS:
         if {"processes", "memlock_bytes"} <= set(workload.params):
             for memory in MEMORY:
+                if not go_together(workload.name, memory.name):
+                    continue
                 params = {"size_bytes": SIZES[2], "processes": 3, "uid": 65534, "access": "rw"}
                 limit = 2 * memory.mapped_bytes(SIZES[2])
                 yield Case(workload.name, memory.name, params | {"memlock_bytes": limit}), Machine()
@@ -83,7 +88,15 @@ def machines(workload: WorkloadSpec) -> Iterator[Machine]:
                 yield Machine(cap_ipc_lock=False, memlock_bytes=limit, target_fs=fs)
 
 
-CELLS = (*cells(), *crowds())
+def failures() -> Iterator[tuple[Case, Machine]]:
+    """What is wrong around the pages (``under``), with the cases that do without."""
+    for name in ("failures", "max-mr"):
+        for case in suite.expand(suite.load(name)).cases:
+            yield case, Machine()
+
+
+CELLS = (*cells(), *crowds(), *failures())
+ON_EVERYTHING = [spec.name for spec in MEMORY if go_together("rdma-register-odp", spec.name)]
 
 
 def expected(
@@ -231,11 +244,18 @@ def test_short_pins_leave_movable_pages_where_they_are(workload: str, memory: st
     assert of.to_json()["migrate_success"] == 0
 
 
-@pytest.mark.parametrize("memory", [spec.name for spec in MEMORY])
+@pytest.mark.parametrize("memory", ON_EVERYTHING)
 @pytest.mark.parametrize("access", ["rw", "ro"])
 def test_on_demand_paging_pins_nothing_on_any_memory(memory: str, access: str) -> None:
     of = expected("7.2", "rdma-register-odp", memory, access=access)
-    bad = {"hole", "unmapped", "past-eof", "prot-none", *(("prot-read",) if access == "rw" else ())}
+    bad = {
+        "hole",
+        "unmapped",
+        "beyond",
+        "past-eof",
+        "prot-none",
+        *(("prot-read",) if access == "rw" else ()),
+    }
     assert of.outcomes == ("EFAULT" if memory in bad else "ok",)
     assert figures(of) == (0, 0, 0)
     assert of.pin_class == "none"
@@ -309,11 +329,11 @@ def test_io_uring_movable_is_accounted_like_the_rest() -> None:
 
 
 @pytest.mark.parametrize("workload", ["dio-read", "dio-write"])
-@pytest.mark.parametrize("memory", [spec.name for spec in MEMORY])
+@pytest.mark.parametrize("memory", ON_EVERYTHING)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_direct_io(kernel: str, workload: str, memory: str) -> None:
     of = expected(kernel, workload, memory, 64 << 10)
-    refused = {"prot-none": 0, "unmapped": 0, "secretmem": 1, "hole": 8, "past-eof": 8}
+    refused = {"prot-none": 0, "unmapped": 0, "beyond": 0, "secretmem": 1, "hole": 8, "past-eof": 8}
     if workload == "dio-read":
         refused["prot-read"] = 0
         pinned = {}
@@ -328,7 +348,7 @@ def test_direct_io(kernel: str, workload: str, memory: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("memory", [spec.name for spec in MEMORY])
+@pytest.mark.parametrize("memory", ON_EVERYTHING)
 def test_registered_direct_io_pins_nothing(kernel: str, memory: str) -> None:
     of = expected(kernel, "dio-write-uring", memory, registered=True)
     registering = expected(kernel, "io-uring-register", memory)
@@ -466,9 +486,10 @@ def test_direct_io_elsewhere_may_copy() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("memory", [spec.name for spec in MEMORY])
+@pytest.mark.parametrize("memory", ON_EVERYTHING)
 def test_process_vm_pins_what_is_there_and_references_are_no_pins(kernel: str, memory: str) -> None:
-    there = {"hole": P // 2, "past-eof": P // 2, "unmapped": 0, "secretmem": 0, "prot-none": 0}
+    there = {"hole": P // 2, "past-eof": P // 2}
+    there |= dict.fromkeys(("unmapped", "beyond", "secretmem", "prot-none"), 0)
     written = there | {"prot-read": 0}
     assert figures(expected(kernel, "process-vm-write", memory)) == (written.get(memory, P), 0, 0)
     empty = memory in ("anon-untouched", "zero-page") and kernel not in ("6.1", "6.3")

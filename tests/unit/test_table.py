@@ -177,6 +177,17 @@ def test_flagged_windows_are_told() -> None:
     assert "exact, noise 0: 0 of 1" in text
 
 
+def test_figures_that_others_may_be_in_have_a_tilde_and_whose_they_are_is_told() -> None:
+    record = a_record(reason="noisy-window")
+    method = {"acquired": "trace", "held": "unattributable", "leaked": "unattributable"}
+    attributed = {"acquired": 4096, "held": None, "leaked": None, "method": method}
+    record["pins"] = {**record["pins"], "exact": False, "recent": 7, "attributed": attributed}
+    text = shown([record], wide=True)
+    assert f"~{record['pins']['held']}" in text
+    assert "4096 trace / unattributable" in text
+    assert "whose the pins of 1 case are cannot all be known" in text.replace("\n", " ")
+
+
 def test_pass_that_says_less_is_told() -> None:
     text = shown([a_record(reason="telemetry-unavailable"), a_record("a/b/64KiB")])
     assert "1 pass, but telemetry-unavailable" in text

@@ -1,4 +1,4 @@
-"""Ranges that GUP must refuse, in whole or in part: not readable, not writable, not mapped.
+"""Ranges that GUP must refuse, in whole or in part: not readable, not writable, not mapped, beyond.
 
 Protection: pages of the process's own, written before the protection is taken away.
 
@@ -20,10 +20,16 @@ from workloads.owner import Owner
 from workloads.spec import PAGE_BYTES, CallFailed, MemorySpec, PrepareFailed, Surroundings
 
 PROTECTIONS = {"r": (libc.PROT_READ, "r--p"), "none": (libc.PROT_NONE, "---p")}
+# Over the end of every process, with five levels of page tables too: mmap gives out less than 2^56.
+BEYOND = 1 << 56
 ANONYMOUS = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
 
 
 def prepare(memory: MemorySpec, size_bytes: int, around: Surroundings, owner: Owner) -> Region:
+    if memory.name == "beyond":
+        mapped_bytes = memory.mapped_bytes(size_bytes)
+        view = libc.view(BEYOND, mapped_bytes)
+        return Region(memory, BEYOND, size_bytes, mapped_bytes, view)
     bare = memory.extent in ("hole", "unmapped")
     region = map_region(memory, size_bytes, owner, ANONYMOUS, low=bare)
     stay_small(region)
