@@ -16,7 +16,8 @@ from pinstorm.outcome import exit_code
 from pinstorm.report import table
 from workloads.spec import DISTURBANCES, MIB, PHASES
 
-KERNELS = ("oldstable", "stable", "backports")
+# The two that differ most: a run on 6.12 says nothing that 7.2 does not.
+KERNELS = ("oldstable", "backports")
 LEAST_PASSES = 160
 LEAST_KILLS = 100
 KILL_ROUNDS = 3
