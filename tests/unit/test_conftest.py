@@ -58,3 +58,9 @@ def test_unknown_layer_is_an_error(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, "units")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "names no layer 'units'" in done.stderr
+
+
+def test_names_of_test_files_are_unique_over_the_layers() -> None:
+    """pytest imports them by their bare names."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
