@@ -9,10 +9,11 @@ all are told in ``expected["broken"]``.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-from pinstorm import attribution, conformance, explain, oracle, survival
+from pinstorm import conformance, explain, oracle, pin_judgement, survival
+from pinstorm.findings import Findings
 from pinstorm.oracle import Expectation, Figure, Machine, NoRule, Range
 from pinstorm.witness import NOT_ASKED
 from telemetry import kmsg, taint
@@ -47,22 +48,6 @@ class Judgement:
     expected: dict[str, Any]
 
 
-@dataclass(slots=True)
-class _Findings:
-    """What is wrong, in the order in which it was found."""
-
-    reasons: list[str] = field(default_factory=list)
-    sentences: list[str] = field(default_factory=list)
-
-    def add(self, reason: str, sentence: str) -> None:
-        self.reasons.append(reason)
-        self.sentences.append(sentence)
-
-    def add_all(self, broken: Iterable[tuple[str, str]]) -> None:
-        for reason, sentence in broken:
-            self.add(reason, sentence)
-
-
 def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = True) -> Judgement:
     """The verdict of a record.
 
@@ -72,7 +57,7 @@ def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = T
     expected, missing = _expected(record, kernel)
     pins_said = _pins_said(record)
     verdict, reason = _verdict_of_runner(record, expected)
-    findings = _Findings()
+    findings = Findings()
     if verdict != "skip" and expected is not None:
         _compare(record, expected, findings, kernel=kernel, lab=lab, pins_judged=pins_said is None)
     elif verdict is None:
@@ -221,13 +206,13 @@ def _inexact(record: Mapping[str, Any], expected: Expectation | None) -> str | N
     if expected is None or not pins or not pins.get("bound"):
         return None
     signal = max(expected.bounds[name].low or 0 for name in ("acquired", "held"))
-    return INEXACT if signal and _net_tolerance(pins) >= signal else None
+    return INEXACT if signal and pin_judgement.net_tolerance(pins) >= signal else None
 
 
 def _compare(
     record: Mapping[str, Any],
     expected: Expectation,
-    findings: _Findings,
+    findings: Findings,
     *,
     kernel: str | None,
     lab: bool,
@@ -238,19 +223,18 @@ def _compare(
     if not outcome_broken:
         bounds = _bounds_of_outcome(record, expected)
         if pins_judged:
-            _compare_pins(record, bounds, findings)
-            _compare_nodes(record, findings)
+            pin_judgement.compare(record, bounds, findings)
         elif _pins_said(record) == NOISY:
-            _compare_beside_others(record, bounds, findings)
-        tolerance_pages = _net_tolerance(record["pins"]) if pins_judged else None
+            pin_judgement.compare_beside_others(record, bounds, findings)
+        tolerance_pages = pin_judgement.net_tolerance(record["pins"]) if pins_judged else None
         findings.add_all(survival.of_disturbance(record, tolerance_pages))
         _compare_accounted(record, bounds, findings)
         _compare_migration(record, bounds, findings, lab=lab)
     elif pins_judged:
         # The outcome is wrong already, so its bounds mean nothing; a leak still does.
-        _compare_leaks(record["pins"], findings)
+        pin_judgement.compare_leaks(record["pins"], findings)
     elif _pins_said(record) == NOISY:
-        _compare_remaining(record["pins"], findings)
+        pin_judgement.compare_remaining(record["pins"], findings)
     _compare_kernel_log(record, expected, findings, lab=lab)
     if not outcome_broken:
         _compare_required(record, expected, findings)
@@ -258,7 +242,7 @@ def _compare(
         findings.add("release", f"a resource could not be given back: {error}")
 
 
-def _compare_outcome(record: Mapping[str, Any], expected: Expectation, findings: _Findings) -> bool:
+def _compare_outcome(record: Mapping[str, Any], expected: Expectation, findings: Findings) -> bool:
     """Judge the outcome and say whether it is broken."""
     outcome, phase = record.get("outcome"), record.get("failed_phase")
     call = record.get("failed_call")
@@ -292,7 +276,7 @@ def _compare_outcome(record: Mapping[str, Any], expected: Expectation, findings:
 
 
 def _compare_calls(
-    record: Mapping[str, Any], findings: _Findings, *, kernel: str | None, lab: bool
+    record: Mapping[str, Any], findings: Findings, *, kernel: str | None, lab: bool
 ) -> None:
     """What the kernel was seen to call against the pin class and the call sites of the rules."""
     calls = record.get("gup_calls")
@@ -355,94 +339,8 @@ def _other_folios(record: Mapping[str, Any]) -> bool:
     return not region.fresh_each_cycle and (PAGE_BYTES << largest) > region.granule_bytes
 
 
-def _compare_pins(
-    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings
-) -> None:
-    pins = record["pins"]
-    _compare_leaks(pins, findings)
-    acquired, held = (pins.get("acquire") or {}).get("acquired"), pins.get("held")
-    if acquired is not None and not _within(acquired, bounds["acquired"], _tolerance(pins)):
-        findings.add("acquired", f"acquired {_pages(acquired)}, expected {bounds['acquired']}")
-    if held is not None and not _within(held, bounds["held"], _net_tolerance(pins)):
-        findings.add("held", f"held {_pages(held)}, expected {bounds['held']}")
-
-
-def _compare_beside_others(
-    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings
-) -> None:
-    """Only what others' pins cannot have done: counters that only grow show no less than the
-    case's own, and what the trace and VmPin show is its own."""
-    pins = record["pins"]
-    _compare_remaining(pins, findings)
-    acquired, low = (pins.get("acquire") or {}).get("acquired"), bounds["acquired"].low
-    if acquired is not None and low is not None and acquired < low - int(pins.get("bound") or 0):
-        findings.add("acquired", f"acquired {_pages(acquired)}, expected {bounds['acquired']}")
-    known = attribution.attribute(record) or {}
-    figures: tuple[Figure, ...] = ("acquired", "held")
-    for figure in figures:
-        pages = known.get(figure)
-        if pages is not None and not _within(pages, bounds[figure], 0):
-            method = known["method"][figure]
-            findings.add(figure, f"{figure} {_pages(pages)} by {method}, expected {bounds[figure]}")
-
-
-def _compare_remaining(pins: Mapping[str, Any], findings: _Findings) -> None:
-    """Beside others, a leak is what never came back, and did as soon as the process had ended.
-
-    What stays beyond that may be others'.
-    """
-    released, ended = pins.get("remaining") or (0, 0)
-    if released > 0 >= ended:
-        findings.add("leaked", f"{_pages(released)} held after release until the process ended")
-
-
-def _compare_nodes(record: Mapping[str, Any], findings: _Findings) -> None:
-    """Pages that all lay on one node, and stayed where they were, are charged to that node."""
-    nodes = (record.get("placement") or {}).get("nodes") or {}
-    moved = (record.get("migrate") or {}).get("success")
-    if len(nodes) != 1 or moved or memory_spec(record["memory"]).present != "own":
-        return
-    (home,) = nodes
-    pins = record["pins"]
-    for node, (acquired, _) in sorted((pins.get("per_node") or {}).items()):
-        if node != home and acquired > _tolerance(pins):
-            findings.add(
-                "node", f"{_pages(acquired)} charged to node {node}, all of them lie on {home}"
-            )
-
-
-def _tolerance(pins: Mapping[str, Any]) -> int:
-    """By how many pages one counter's movement may be off: stale counters and others' pins."""
-    return int(pins.get("bound") or 0) + int(pins.get("noise") or 0)
-
-
-def _net_tolerance(pins: Mapping[str, Any]) -> int:
-    """The same for acquired minus released, which is two counters."""
-    return 2 * int(pins.get("bound") or 0) + int(pins.get("noise") or 0)
-
-
-def _compare_leaks(pins: Mapping[str, Any], findings: _Findings) -> None:
-    tolerance = _net_tolerance(pins)
-    leaked, orphaned = pins.get("leaked") or 0, pins.get("orphaned") or 0
-    if leaked > tolerance:
-        findings.add("leaked", f"{_pages(leaked)} still held after release, expected 0")
-    elif leaked < -tolerance:
-        findings.add("leaked", f"{_pages(-leaked)} more given back than taken, expected 0")
-    # Fewer than when the case began is nothing of the case's: another process held a pin then (the
-    # root over 9p pins pages for its reads), and has given it back since.
-    if orphaned > tolerance:
-        findings.add(
-            "orphaned", f"{_pages(orphaned)} still held after the process had ended, expected 0"
-        )
-    for which, name in (("cycles", "timed"), ("settles", "settling")):
-        cycles = pins.get(which)
-        if cycles is not None and abs(cycles["acquired"] - cycles["released"]) > tolerance:
-            took, gave = cycles["acquired"], cycles["released"]
-            findings.add("leaked", f"the {name} cycles took {took} pins and gave back {gave}")
-
-
 def _compare_accounted(
-    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings
+    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: Findings
 ) -> None:
     figures: tuple[tuple[Figure, str, str], ...] = (
         ("vmpin_bytes", "vmpin", "VmPin"),
@@ -451,14 +349,14 @@ def _compare_accounted(
     for figure, reason, name in figures:
         grown = record.get(figure) or {}
         held, after = grown.get("held"), grown.get("after")
-        if held is not None and not _within(held, bounds[figure], 0):
+        if held is not None and not pin_judgement.within(held, bounds[figure], 0):
             findings.add(reason, f"{name} {held} bytes while held, expected {bounds[figure]}")
         if after:
             findings.add(reason, f"{name} {after} bytes after release, expected 0")
 
 
 def _compare_migration(
-    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: _Findings, *, lab: bool
+    record: Mapping[str, Any], bounds: Mapping[Figure, Range], findings: Findings, *, lab: bool
 ) -> None:
     """The counters cover the whole machine: too much is the case's only where nothing else runs."""
     migrate = record.get("migrate") or {}
@@ -469,18 +367,10 @@ def _compare_migration(
     for key, figure, what in figures:
         value = migrate.get(key)
         bound = bounds[figure] if lab else Range(bounds[figure].low, None)
-        if value is not None and not _within(value, bound, int(migrate.get("noise") or 0)):
-            findings.add("migrate", f"{_pages(value)} {what}, expected {bound}")
-
-
-def _pages(count: int) -> str:
-    return f"{count} page" if count == 1 else f"{count} pages"
-
-
-def _within(value: int, bound: Range, tolerance: int) -> bool:
-    if bound.low is not None and value < bound.low - tolerance:
-        return False
-    return bound.high is None or value <= bound.high + tolerance
+        if value is not None and not pin_judgement.within(
+            value, bound, int(migrate.get("noise") or 0)
+        ):
+            findings.add("migrate", f"{pin_judgement.pages_text(value)} {what}, expected {bound}")
 
 
 def _unexpected_reports(record: Mapping[str, Any], expected: Expectation | None) -> list[str]:
@@ -502,9 +392,7 @@ def _unexpected_reports(record: Mapping[str, Any], expected: Expectation | None)
     return reports
 
 
-def _compare_required(
-    record: Mapping[str, Any], expected: Expectation, findings: _Findings
-) -> None:
+def _compare_required(record: Mapping[str, Any], expected: Expectation, findings: Findings) -> None:
     """The reports that the rule says the kernel must make; a log that cannot be read has none."""
     if (entries := record.get("kmsg")) is None:
         return
@@ -515,7 +403,7 @@ def _compare_required(
 
 
 def _compare_kernel_log(
-    record: Mapping[str, Any], expected: Expectation, findings: _Findings, *, lab: bool
+    record: Mapping[str, Any], expected: Expectation, findings: Findings, *, lab: bool
 ) -> None:
     """New reports of the kernel, and new taint; on a host taint only with a report of ours."""
     reports = _unexpected_reports(record, expected)

@@ -29,6 +29,7 @@ IN_GUEST = (
     "pinstorm.oracle",
     "pinstorm.rules",
     "pinstorm.verdict",
+    "pinstorm.pin_judgement",
     "pinstorm.journal",
     "pinstorm.errors",
     "pinstorm.units",
