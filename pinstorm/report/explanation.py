@@ -17,8 +17,8 @@ from pinstorm.errors import UsageError
 from pinstorm.evidence import Evidence
 from pinstorm.explain import KNOWLEDGE, Cause, Explanation, Failure, Finding
 from pinstorm.report import reason
+from pinstorm.report.paragraph import Hanging
 from pinstorm.report.sheet import print_json, print_parts
-from pinstorm.report.table import Hanging
 from pinstorm.units import format_bytes
 
 Record = Mapping[str, Any]

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from pinstorm import needs, suite
 from pinstorm.needs import Survey
+from pinstorm.report.paragraph import Hanging
 from pinstorm.report.sheet import print_json, print_parts, sheet, yes
-from pinstorm.report.table import Hanging
 from workloads import MEMORY, WORKLOADS, memory_spec
 from workloads.spec import Case, MemorySpec, WorkloadSpec
 

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from pinstorm.census import Census, Held, Holder, census
 from pinstorm.errors import UsageError
+from pinstorm.report.paragraph import Hanging
 from pinstorm.report.sheet import print_json, print_parts
-from pinstorm.report.table import Hanging
 from pinstorm.units import format_bytes, format_pages
 
 CAVEAT = (

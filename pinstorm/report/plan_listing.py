@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pinstorm.needs import Unmet
+from pinstorm.report.paragraph import Hanging
 from pinstorm.report.sheet import print_json, print_parts, sheet
-from pinstorm.report.table import Hanging
 from pinstorm.units import format_bytes, format_seconds
 from workloads import mapped_bytes, memory_spec, workload_spec
 from workloads.spec import Case, Planned

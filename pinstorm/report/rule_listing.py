@@ -10,8 +10,8 @@ from rich.text import Text
 
 from pinstorm import prediction, suite
 from pinstorm.prediction import Change, Step
+from pinstorm.report.paragraph import Hanging
 from pinstorm.report.sheet import print_json, print_parts
-from pinstorm.report.table import Hanging
 from pinstorm.rules import RULES
 from pinstorm.rules.rule import ZERO, Bound, Release, Rule
 

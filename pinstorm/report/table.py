@@ -6,7 +6,6 @@ figure that was not there, never 0. With several rounds, equal results of a case
 
 import shlex
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from statistics import median_low, quantiles
 from typing import Any, TextIO
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from pinstorm.report.paragraph import CaseName, Hanging
 from pinstorm.report.reason import cause_words
 
 Record = Mapping[str, Any]
@@ -47,48 +47,6 @@ class Line:
 
     def times_ns(self, phase: str) -> list[int]:
         return [t for record in self.records for t in (_at(record, f"timing_ns.{phase}") or [])]
-
-
-@dataclass(frozen=True, slots=True)
-class Hanging:
-    """A paragraph whose later lines stand ``indent`` columns in; no trailing blanks."""
-
-    head: str
-    text: str
-    indent: int = 4
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wrapped = textwrap.wrap(
-            self.head + self.text,
-            width=options.max_width,
-            subsequent_indent=" " * self.indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        yield Text("\n".join(wrapped), no_wrap=True, overflow="ignore")
-
-
-@dataclass(frozen=True, slots=True)
-class CaseName:
-    """A case's id, which goes on on the next line behind a slash where it has to."""
-
-    text: str
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        longest = max(len(word) for word in self._words())
-        return Measurement(longest, len(self.text)).with_maximum(options.max_width)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = [""]
-        for word in self._words():
-            if lines[-1] and len(lines[-1]) + len(word) > options.max_width:
-                lines.append("")
-            lines[-1] += word
-        yield Text("\n".join(lines), overflow="fold")
-
-    def _words(self) -> list[str]:
-        *words, last = self.text.split("/")
-        return [*(f"{word}/" for word in words), last]
 
 
 @dataclass(frozen=True, slots=True)
