@@ -53,7 +53,7 @@ def attribute(record: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     acquired = _chosen("acquired", _quiet(pins, pins["acquire"]["acquired"]), _traced(record))
     held = _chosen("held", _quiet(pins, pins.get("held")), _accounted(record, "held"))
-    leaked = _chosen("leaked", _quiet(pins, pins.get("leaked")), _accounted(record, "after"))
+    leaked = _chosen("leaked", _quiet(pins, pins.get("leaked")), _accounted_after(record))
     figures = {"acquired": acquired, "held": held, "leaked": leaked}
     agreements = [agree for _, agree in figures.values() if agree is not None]
     return {
@@ -149,6 +149,15 @@ def _accounted(record: Mapping[str, Any], when: str) -> _Figure:
     if size_bytes is None or record.get("outcome") not in _DONE:
         return _Figure(None, "vmpin", "VmPin was not read while pages were held")
     return _Figure(size_bytes // PAGE_BYTES, "vmpin", why)
+
+
+def _accounted_after(record: Mapping[str, Any]) -> _Figure:
+    """What VmPin says is still held, unless pins stayed that it does not count any more."""
+    stays = record["pins"].get("stayed") or 0
+    if stays > 0:
+        why = f"{stays} pages stayed after the process had ended, and VmPin cannot say whose"
+        return _Figure(None, "vmpin", why)
+    return _accounted(record, "after")
 
 
 def _plain_pages(record: Mapping[str, Any]) -> bool:

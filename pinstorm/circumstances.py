@@ -38,6 +38,8 @@ class Circumstance:
         self._leaf = containment.leaf
         self._under = case.params.get("under")
         self._noted = 0
+        # What could not be given back, a sentence each.
+        self.left: list[str] = []
 
     def __enter__(self) -> Self:
         """Raises CircumstanceFailed, as ``tighten`` does."""
@@ -54,7 +56,7 @@ class Circumstance:
 
     def __exit__(self, *_: object) -> None:
         if host.noted() > self._noted:
-            host.undo(self._noted)
+            self.left = host.undo(self._noted)
 
     def tighten(self, pid: int) -> None:
         """The child is prepared and stands before acquire: take from it what the case is about."""

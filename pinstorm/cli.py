@@ -5,11 +5,12 @@ that ``pinstorm --help`` answers at once.
 """
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -46,6 +47,9 @@ Kernels = Annotated[
     ),
 ]
 
+# uid_t has 32 bits, and its last value says "none" (setresuid(2)).
+_LAST_UID = (1 << 32) - 2
+
 
 def main() -> None:
     """The console script: errors become one sentence and their exit code."""
@@ -53,9 +57,12 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A table in an ASCII locale shows \\xb1 for a plus-minus sign instead of a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
+    code = ExitCode.OK
     try:
         # Without its standalone mode typer catches its own Exit, and returns the code.
-        sys.exit(app(standalone_mode=False) or ExitCode.OK)
+        code = app(standalone_mode=False) or ExitCode.OK
+        print(end="", flush=True)  # here, where a closed pipe is expected; no stdout is none
+        sys.exit(code)
     except PinstormError as error:
         print(f"pinstorm: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -63,14 +70,25 @@ def main() -> None:
         print("pinstorm: interrupted", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(ExitCode.OK)
+        _leave_closed_pipe(code)
+    except SystemExit as stop:
+        # typer makes a failure of its own of it, with no way to tell it not to
+        if isinstance(stop.__context__, BrokenPipeError):
+            _leave_closed_pipe(code)
+        raise
     except Exception as error:
         usage = _usage_text(error)
         if usage is None:
             raise
         print(usage, file=sys.stderr)
         sys.exit(ExitCode.USAGE)
+
+
+def _leave_closed_pipe(code: int) -> NoReturn:
+    """The reader, ``head`` say, has seen enough. What is still buffered goes nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    sys.exit(code)
 
 
 @app.command()
@@ -198,6 +216,7 @@ def explain_(
     as_json: AsJson = False,
 ) -> None:
     """Why a case was refused, or with --call and --errno another program, and what to do."""
+    from pinstorm.evidence_parts import readable
     from pinstorm.report import explanation
     from pinstorm.units import parse_size
 
@@ -213,7 +232,11 @@ def explain_(
         raise UsageError(f"a call is explained by its errno: add {missing}")
     if bundle is not None:
         raise UsageError(f"{bundle} and --call are two questions: ask one of them")
+    if not (call := readable(call.strip())):
+        raise UsageError("--call is empty: name the call that was refused, e.g. --call ibv_reg_mr")
     size_bytes = parse_size(size) if size is not None else None
+    if size_bytes == 0:
+        raise UsageError("--size 0 asks for no memory: leave --size out when it is not known")
     explanation.show_failure(call, error, size_bytes, pid, as_json)
 
 
@@ -264,6 +287,8 @@ def pins(
         if uid is not None:
             raise UsageError("--uid and --user both say whose: give one of them")
         uid = pins_listing.user_id(user)
+    if uid is not None and uid > _LAST_UID:
+        raise UsageError(f"user {uid} is no user: ids of users go up to {_LAST_UID}")
     pins_listing.show_pins(uid, as_json)
 
 

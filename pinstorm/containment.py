@@ -16,8 +16,10 @@ from typing import Literal
 import psutil
 
 from pinstorm.spawn import MARK
-from telemetry import cgroup
+from telemetry import cgroup, gup_trace
 
+# Where the paths of leaves are noted, beside what is to be undone: pinstorm.host.
+NOTES = Path("/run/pinstorm")
 _EMPTY_DEADLINE_S = 5.0
 _ZOMBIE = psutil.STATUS_ZOMBIE
 
@@ -87,10 +89,12 @@ class Leaves:
         self._leaf: Path | None = None
         own = cgroup.own_v2()
         if own is not None:
-            leaf = own / f"pinstorm-{os.getpid()}"
+            leaf = own / gup_trace.own_name()
+            _note(leaf)
             try:
-                leaf.mkdir(exist_ok=True)  # one of a killed run that had our pid
+                leaf.mkdir(exist_ok=True)
             except OSError:
+                _forget(leaf.name)
                 return
             # Present from Linux 5.14; without it the kill below walks cgroup.procs.
             self._leaf = leaf
@@ -102,18 +106,40 @@ class Leaves:
     def close(self) -> None:
         if self._leaf is not None:
             _remove_leaf(self._leaf)
+            _forget(self._leaf.name)
             self._leaf = None
 
 
 def remove_stale_leaves() -> None:
-    """Remove the leaves of runs that were killed; never one whose run is alive."""
+    """Remove the leaves of runs that were killed; never one whose run is alive.
+
+    Wherever they were noted, and else below our own group: an ordinary user's are not noted.
+    """
     own = cgroup.own_v2()
-    if own is None:
-        return
-    for leaf in own.glob("pinstorm-*"):
-        pid = leaf.name.removeprefix("pinstorm-")
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+    leaves = [] if own is None else list(own.glob("pinstorm_*"))
+    for note in NOTES.glob("leaf-pinstorm_*"):
+        with contextlib.suppress(OSError, ValueError):
+            leaf = Path(note.read_text())
+            if note.name == f"leaf-{leaf.name}":
+                leaves.append(leaf)
+    for leaf in leaves:
+        if gup_trace.is_stale(leaf.name):
             _remove_leaf(leaf)
+            if not leaf.exists():
+                _forget(leaf.name)
+
+
+def _note(leaf: Path) -> None:
+    """On disk before the leaf is made, in a file of its own; only root can."""
+    with contextlib.suppress(OSError):
+        NOTES.mkdir(parents=True, exist_ok=True)
+        (NOTES / f"leaf-{leaf.name}").write_text(str(leaf))
+
+
+def _forget(name: str) -> None:
+    with contextlib.suppress(OSError):
+        (NOTES / f"leaf-{name}").unlink(missing_ok=True)
+        NOTES.rmdir()
 
 
 def _remove_leaf(leaf: Path) -> None:

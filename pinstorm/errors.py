@@ -32,12 +32,6 @@ class UsageError(PinstormError):
     exit_code = ExitCode.USAGE
 
 
-class LostError(PinstormError):
-    """The machine that ran the cases went away: QEMU killed, boot lost."""
-
-    exit_code = ExitCode.LOST
-
-
 class WriteError(PinstormError):
     """Results could not be written: disk full, directory used or read-only."""
 

@@ -7,6 +7,7 @@ pinstorm.explain draws the conclusions. Nothing is pinned or changed by looking.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import workloads
@@ -20,6 +21,7 @@ from pinstorm.evidence_parts import (
     Machine,
     Piece,
     Process,
+    readable,
 )
 from telemetry import (
     cgroup,
@@ -60,7 +62,8 @@ _BUDGET_OUTCOMES = frozenset(("ENOMEM", "ENOBUFS", "EPERM", "EAGAIN", "EINVAL", 
 _MEMORY_OUTCOMES = frozenset(("ENOMEM", "EFAULT", "ENOSPC", "EAGAIN", "SIGBUS", None))
 # What an RDMA device answers that has no more of something, or refuses what it cannot do.
 _DEVICE_OUTCOMES = frozenset(("ENOMEM", "EINVAL", "EAGAIN", "ENOSPC"))
-_RDMA_CALLS = ("ibv_", "rdma_", "mlx", "cuda", "nccl")
+# rdma-core and the kernel, libfabric, UCX, and what stands on them.
+_RDMA_CALLS = ("ibv_", "ib_", "rdma", "fi_", "ucp_", "uct_", "mlx", "cuda", "nccl")
 # Reading smaps walks the page tables of all mappings below the range's end.
 _MOST_SMAPS = 2000
 _MOST_SMAPS_RSS_BYTES = 8 << 30
@@ -108,11 +111,11 @@ def collect(case: Case, pid: int, failure: Mapping[str, Any], around: Surroundin
     with_rdma = case.workload.startswith("rdma-")
     text = eyes.see_its("mappings", lambda: maps.read_text(pid))
     process = _process(eyes, text)
-    holdings = None
+    budget = _Budget()
     # secret memory counts as locked by the user in v7.2 (secretmem_fault())
     shared = spec.charged_to == "user" or case.memory == "secretmem"
     if shared and process is not None and _has_budget(process, outcome):
-        holdings = _holdings(eyes, process)
+        budget = _holdings(eyes, process)
     if case.processes > 1:
         eyes.hidden.append(
             f"this is what was seen of one of {case.processes} processes; another may be the one"
@@ -122,11 +125,12 @@ def collect(case: Case, pid: int, failure: Mapping[str, Any], around: Surroundin
     return Evidence(
         process=process,
         pieces=None if text is None or region is None else _pieces(eyes, text, *region),
-        holdings=holdings,
+        holdings=budget.others,
         groups=_groups(eyes, outcome, with_rdma, around.device),
         device=_case_device(eyes, case, outcome, process, around) if with_rdma else None,
         machine=_machine(eyes) if outcome in _MEMORY_OUTCOMES else None,
-        hidden=tuple(eyes.hidden),
+        hidden=tuple(readable(sentence) for sentence in eyes.hidden),
+        own_holdings=budget.own,
     )
 
 
@@ -165,7 +169,13 @@ def _pieces(eyes: _Eyes, text: str, address: int, size_bytes: int) -> tuple[Piec
         )
     elif mappings:
         details = eyes.see_its("flags of mappings", lambda: smaps.read(pid, address, end))
-    return pieces.of_range(address, size_bytes, mappings, details or (), _files(eyes))
+    found = pieces.of_range(address, size_bytes, mappings, details or (), _files(eyes))
+    return tuple(_shown(piece) for piece in found)
+
+
+def _shown(piece: Piece) -> Piece:
+    """A file's name can be anything: nothing in it may speak to a terminal."""
+    return replace(piece, path=readable(piece.path))
 
 
 def _files(eyes: _Eyes) -> pieces.Files:
@@ -191,7 +201,7 @@ def _process(eyes: _Eyes, maps_text: str | None) -> Process | None:
 
     return Process(
         pid=pid,
-        name=status.name,
+        name=readable(status.name),
         uid=status.uid,
         memlock_soft_bytes=None if memlock is None else memlock.soft,
         memlock_hard_bytes=None if memlock is None else memlock.hard,
@@ -211,17 +221,31 @@ def _process(eyes: _Eyes, maps_text: str | None) -> Process | None:
     )
 
 
-def _holdings(eyes: _Eyes, process: Process) -> tuple[Holding, ...]:
-    """What other processes of the user hold; the largest first."""
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """What others of the user hold, and what the process itself does; the largest first."""
+
+    others: tuple[Holding, ...] | None = None
+    own: tuple[Holding, ...] | None = None
+
+
+def _holdings(eyes: _Eyes, process: Process) -> _Budget:
+    """A ring or umem that several processes reach is one's: whose it was met with first."""
     holders, hidden = census.holders(process.real_uid)
     eyes.hidden += hidden
     found = [
-        Holding(holder.pid, holder.name, held.kind, held.size_bytes, held.count)
+        Holding(holder.pid, readable(holder.name), held.kind, held.size_bytes, held.count)
         for holder in holders
-        if holder.pid != process.pid
         for held in holder.held
+        # of no size and without a pin: told in full at the process that it is shared with
+        if held.size_bytes is not None or held.most_pages != 0
     ]
-    return tuple(sorted(found, key=lambda holding: -(holding.size_bytes or 0)))
+    found.sort(key=lambda holding: -(holding.size_bytes or 0))
+    looked = eyes.see_its("open files", lambda: process_fds.read(eyes.pid)) is not None
+    return _Budget(
+        tuple(one for one in found if one.pid != process.pid),
+        tuple(one for one in found if one.pid == process.pid) if looked else None,
+    )
 
 
 def _groups(
@@ -237,7 +261,7 @@ def _groups(
         for entry in eyes.see_its("rdma cgroup", lambda: rdma_cgroup.limits(pid, device)) or []:
             found.append(
                 Group(
-                    entry.group,
+                    readable(entry.group),
                     rdma_cgroup.CONTROLLER,
                     entry.resource,
                     entry.limit,
@@ -250,12 +274,14 @@ def _groups(
         for limit in eyes.see_its("memory cgroup", lambda: cgroup.memory_limits(pid)) or []:
             found.append(
                 Group(
-                    limit.group,
+                    readable(limit.group),
                     "memory",
                     "memory",
                     limit.limit_bytes,
                     limit.usage_bytes,
                     limit.failures,
+                    limit_file=limit.limit_file,
+                    reclaimable=limit.inactive_file_bytes,
                 )
             )
     return tuple(sorted(found, key=_share_left))
@@ -322,23 +348,25 @@ def of_process(pid: int, call: str, outcome: str) -> Evidence:
         ) from error
     text = eyes.see_its("mappings", lambda: maps.read_text(pid))
     process = _process(eyes, text)
-    holdings = None
+    budget = _Budget()
     if process is not None and _has_budget(process, outcome) and not _is_rdma(call):
-        holdings = _holdings(eyes, process)
+        budget = _holdings(eyes, process)
     device = _opened_device(eyes, call)
     return Evidence(
         process=process,
         pieces=None if text is None else _unpinnable(eyes, text, process),
-        holdings=holdings,
+        holdings=budget.others,
         groups=_groups(eyes, outcome, device is not None or _is_rdma(call), None),
         device=device,
         machine=_machine(eyes) if outcome in _MEMORY_OUTCOMES else None,
-        hidden=tuple(eyes.hidden),
+        hidden=tuple(readable(sentence) for sentence in eyes.hidden),
+        own_holdings=budget.own,
     )
 
 
 def _is_rdma(call: str) -> bool:
-    return call.startswith(_RDMA_CALLS)
+    """However it is spelt: ``__ibv_reg_mr()``, ``IBV_REG_MR``."""
+    return call.strip().lstrip("_").lower().startswith(_RDMA_CALLS)
 
 
 def _unpinnable(eyes: _Eyes, text: str, process: Process | None) -> tuple[Piece, ...]:
@@ -359,7 +387,7 @@ def _unpinnable(eyes: _Eyes, text: str, process: Process | None) -> tuple[Piece,
     found = [pieces.of_mapping(mapping, by_start.get(mapping.start), files) for mapping in mappings]
     ranked = [(rank, piece) for piece in found if (rank := pieces.suspicion(piece)) is not None]
     ranked.sort(key=lambda pair: (pair[0], pair[1].start - pair[1].end))
-    return tuple(piece for _, piece in ranked[:_MOST_PIECES])
+    return tuple(_shown(piece) for _, piece in ranked[:_MOST_PIECES])
 
 
 def _opened_device(eyes: _Eyes, call: str) -> Device | None:
@@ -372,7 +400,8 @@ def _opened_device(eyes: _Eyes, call: str) -> Device | None:
         return None
     if len(names) > 1:
         eyes.hidden.append(f"process {eyes.pid} has more rdma devices open: {', '.join(names[1:])}")
-    return _device(eyes, names[0], _capabilities(eyes, names[0]), counts=True)
+    seen = _device(eyes, names[0], _capabilities(eyes, names[0]), counts=True)
+    return replace(seen, others_open=len(names) > 1)
 
 
 def _capabilities(eyes: _Eyes, device: str) -> Mapping[str, Any]:

@@ -5,11 +5,12 @@ Plain data, kept in the record and read back from it; pinstorm.evidence fills it
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pinstorm.pieces import Piece
 
-__all__ = ["Device", "Evidence", "Group", "Holding", "Machine", "Piece", "Process"]
+__all__ = ["Device", "Evidence", "Group", "Holding", "Machine", "Piece", "Process", "readable"]
 
 _Value = TypeVar("_Value")
 
@@ -68,7 +69,8 @@ class Group:
     """One limit of a control group on the way up from the process: tightest first.
 
     ``resource``: ``memory``, in bytes; of the rdma controller ``hca_handle`` or ``hca_object`` of
-    ``device``. ``failures``: how often it was met since the group was made.
+    ``device``. ``failures``: how often it was met since the group was made. Of memory: the name of
+    the ``limit_file``, and what of ``used`` is page cache that is given up first, ``reclaimable``.
     """
 
     group: str
@@ -78,11 +80,16 @@ class Group:
     used: int | None
     failures: int | None = None
     device: str | None = None
+    limit_file: str | None = None
+    reclaimable: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An RDMA device: what it can have, and what is in use. None: not known."""
+    """An RDMA device: what it can have, and what is in use. None: not known.
+
+    ``others_open``: of somebody else's program, whether it has more devices open than this one.
+    """
 
     name: str
     present: bool
@@ -92,6 +99,7 @@ class Device:
     max_mr_size_bytes: int | None = None
     mrs: int | None = None
     port_states: tuple[str, ...] = ()
+    others_open: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +116,9 @@ class Machine:
 class Evidence:
     """All of it. Lists are empty where there is nothing, None where nobody could look.
 
-    ``hidden``: what could not be read, one sentence each, with the reason. ``kernel_log``: the
-    lines that came since the case began.
+    ``own_holdings``: what the process itself holds, of the same kinds as ``holdings``. ``hidden``:
+    what could not be read, one sentence each, with the reason. ``kernel_log``: the lines that came
+    since the case began.
     """
 
     process: Process | None = None
@@ -120,13 +129,16 @@ class Evidence:
     machine: Machine | None = None
     kernel_log: tuple[str, ...] | None = None
     hidden: tuple[str, ...] = ()
+    own_holdings: tuple[Holding, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, message: Mapping[str, Any]) -> "Evidence":
-        """Of a record; unknown keys of a newer pinstorm are left out."""
+        """Of a record; unknown keys of a newer pinstorm are left out. ValueError: damaged."""
+        if not isinstance(message, Mapping):
+            raise ValueError(f"evidence is {type(message).__name__}, not an object")
 
         def one(kind: type[_Value], name: str) -> _Value | None:
             value = message.get(name)
@@ -134,9 +146,14 @@ class Evidence:
 
         def several(kind: type[_Value], name: str) -> tuple[_Value, ...] | None:
             values = message.get(name)
+            if not isinstance(values, list | tuple | None):
+                raise ValueError(f"{name} is {type(values).__name__}, not a list")
             return None if values is None else tuple(_made(kind, value) for value in values)
 
-        log = message.get("kernel_log")
+        def lines(name: str) -> tuple[str, ...] | None:
+            value = message.get(name)
+            return None if value is None else _checked(name, value, tuple[str, ...])
+
         return cls(
             process=one(Process, "process"),
             pieces=several(Piece, "pieces"),
@@ -144,19 +161,44 @@ class Evidence:
             groups=several(Group, "groups"),
             device=one(Device, "device"),
             machine=one(Machine, "machine"),
-            kernel_log=None if log is None else tuple(log),
-            hidden=tuple(message.get("hidden") or ()),
+            kernel_log=lines("kernel_log"),
+            hidden=lines("hidden") or (),
+            own_holdings=several(Holding, "own_holdings"),
         )
 
 
-def _made(kind: type[_Value], message: Mapping[str, Any]) -> _Value:
-    """A part of what JSON kept; what an older pinstorm did not know is None."""
+def readable(text: str) -> str:
+    """Of names and paths, which are any bytes: nothing in them speaks to a terminal."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _made(kind: type[_Value], message: Any) -> _Value:
+    """A part of what JSON kept; what an older pinstorm did not know is None where it may be."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{kind.__name__} is {type(message).__name__}, not an object")
     known: Any = fields(kind)  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
     values = {}
     for entry in known:
-        if entry.name in message:
-            value = message[entry.name]
-            values[entry.name] = tuple(value) if isinstance(value, list) else value
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            values[entry.name] = None
+        required = entry.default is MISSING and entry.default_factory is MISSING
+        if entry.name in message or required:
+            what = f"{kind.__name__}.{entry.name}"
+            values[entry.name] = _checked(what, message.get(entry.name), hints[entry.name])
     return kind(**values)
+
+
+def _checked(what: str, value: Any, hint: Any) -> Any:
+    """That value as the type that these parts are made of. ValueError when it is none."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        if value is None:
+            return None
+        return _checked(what, value, next(one for one in inner if one is not type(None)))
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(what, one, inner[0]) for one in value)
+    if origin is not None and isinstance(value, Mapping) and issubclass(origin, Mapping):
+        return {key: _checked(what, one, inner[1]) for key, one in value.items()}
+    if origin is None and isinstance(value, hint):
+        return readable(value) if isinstance(value, str) else value
+    raise ValueError(f"{what} is {value!r}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pinstorm import pin_accounts
+from pinstorm.evidence_parts import readable
 from pinstorm.pin_accounts import NOTHING, Pages
 from telemetry import (
     dmabuf_fdinfo,
@@ -131,7 +132,7 @@ def holder_of(process: Process, seen: Seen) -> Holder | None:
         return None
     return Holder(
         process.pid,
-        _readable(charge.name),
+        readable(charge.name),
         charge.uid,
         charge.vmpin_bytes,
         charge.vmlck_bytes,
@@ -390,9 +391,3 @@ def umems_of_nobody(seen: Seen, uid: int | None) -> Iterator[Holder]:
 
 def _pages(size_bytes: int | None) -> int | None:
     return None if size_bytes is None else size_bytes // PAGE_BYTES
-
-
-def _readable(name: str) -> str:
-    """A process's name is any bytes."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

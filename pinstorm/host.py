@@ -9,13 +9,14 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import workloads
 from pinstorm.errors import UsageError
-from telemetry import hugepages
+from telemetry import hugepages, mountinfo
 from workloads.memory import HUGE_BYTES
 from workloads.spec import Need, Planned
 
@@ -25,13 +26,21 @@ UNDO = Path("/run/pinstorm/undo.json")
 
 
 @contextmanager
-def restored() -> Iterator[None]:
-    """Give back what a killed run left changed, and at the end what this one changed."""
-    undo()
+def restored() -> Iterator[list[str]]:
+    """Give back what a killed run left changed, and at the end what this one changed.
+
+    Yields the sentences on what could not be given back. At the end they are complete; when the
+    run does not get so far as to tell them, they are told on stderr.
+    """
+    failures = undo()
     try:
-        yield
-    finally:
-        undo()
+        yield failures
+    except BaseException:
+        failures[:] = dict.fromkeys([*failures, *undo()])
+        for sentence in failures:
+            print(sentence, file=sys.stderr)
+        raise
+    failures[:] = dict.fromkeys([*failures, *undo()])
 
 
 def provide(plan: Sequence[Planned]) -> None:
@@ -65,27 +74,35 @@ def noted() -> int:
     return len(_noted())
 
 
-def undo(keep: int = 0) -> None:
-    """Write back what is noted, the newest first, and forget it; what fails stays noted.
+def undo(keep: int = 0) -> list[str]:
+    """Write back what is noted, the newest first, and forget it.
 
-    ``keep``: the oldest that many stay as they are.
+    What fails stays noted, and is told: a sentence each. ``keep``: the oldest that many stay as
+    they are.
     """
     changes = _noted()
     kept: list[list[str]] = changes[:keep]
     failed: list[list[str]] = []
+    told: list[str] = []
     for path, before in reversed(changes[keep:]):
         try:
             Path(path).write_text(before)
         except OSError as error:
-            # a control group that is gone, and its limits with it
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                failed.insert(0, [path, before])
+            if error.errno in (errno.ENOENT, errno.ENODEV) and _group_is_gone(Path(path)):
+                continue
+            failed.insert(0, [path, before])
+            reason = (error.strerror or str(error)).lower()
+            told.append(
+                f"cannot give back {path} = {before}: {reason}; write it, "
+                "or the next run tries again"
+            )
     if kept or failed:
         _note(kept + failed)
-        return
+        return told
     with contextlib.suppress(OSError):
         UNDO.unlink(missing_ok=True)
         UNDO.parent.rmdir()
+    return told
 
 
 def tool_commit() -> str | None:
@@ -102,6 +119,13 @@ def _huge_pages(planned: Planned) -> int:
     if Need.HUGETLB_2M not in memory.needs:
         return 0
     return workloads.mapped_bytes(planned.case) // HUGE_BYTES
+
+
+def _group_is_gone(file: Path) -> bool:
+    """Whether that was the file of a control group which is not there any more, nor its limits."""
+    mount = mountinfo.cgroup2(mountinfo.read())
+    below = mount is not None and file.is_relative_to(mount.mount_point)
+    return below and not file.parent.exists()
 
 
 def _noted() -> list[list[str]]:

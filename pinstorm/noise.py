@@ -5,6 +5,7 @@ and a run takes snapshots all the time. Who pins in bursts can miss the interval
 but not those around all the windows of the last seconds.
 """
 
+import random
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,7 +18,11 @@ from telemetry.vmstat import Counters, Snapshot
 QUIET_NS: Final = 2_000_000_000
 # How long a figure that nothing confirms is watched for others' pins, and in which pieces.
 _DOUBT_NS: Final = 1_500_000_000
-_PIECE_NS: Final = 20_000_000
+PIECE_NS: Final = 20_000_000
+# How long, and how often on average, it is looked whether what stays ever goes. A loop without
+# pauses is at its low point for microseconds of its milliseconds: few looks meet it.
+_STAY_NS: Final = 1_500_000_000
+_LOOK_S: Final = 0.0005
 
 
 @dataclass(slots=True)
@@ -52,6 +57,37 @@ class Recent:
         return max((pages for met_ns, pages in self._met if met_ns >= t_ns), default=0)
 
 
+@dataclass(frozen=True, slots=True)
+class LowPoint:
+    """``least``: the fewest pins outstanding that were seen; ``rose``: the most by which they rose
+    above what was the least until then. Whoever has ended takes none, so others did that."""
+
+    least: int
+    rose: int
+    last: Snapshot
+
+
+def low_point(counters: Counters, enough: int, at_most_ns: int = _STAY_NS) -> LowPoint | None:
+    """Look often until no more than ``enough`` pins are outstanding, or the time is over.
+
+    Loops of others return to their low point again and again; a leak never goes. None without
+    counters.
+    """
+    last = counters.snapshot(per_node=False)
+    if last.outstanding is None:
+        return None
+    least, rose, begin_ns = last.outstanding, 0, last.t_ns
+    while least > enough and last.t_ns - begin_ns < at_most_ns:
+        # At random moments, so that no loop keeps step with the looks.
+        time.sleep(random.uniform(0, 2 * _LOOK_S))
+        last = counters.snapshot(per_node=False)
+        if last.outstanding is None:
+            return None
+        rose = max(rose, last.outstanding - least)
+        least = min(least, last.outstanding)
+    return LowPoint(least, rose, last)
+
+
 def moved_pages(a: Snapshot, b: Snapshot) -> int:
     """The larger of what was acquired and what was released; 0 without counters."""
     moved = window.between(a, b)
@@ -63,7 +99,7 @@ def met_by_watching(counters: Counters, at_most_ns: int = _DOUBT_NS) -> int:
     begin_ns = time.monotonic_ns()
     last = counters.snapshot(per_node=False)
     while time.monotonic_ns() - begin_ns < at_most_ns:
-        ambient = window.ambient(counters, _PIECE_NS, last, per_node=False)
+        ambient = window.ambient(counters, PIECE_NS, last, per_node=False)
         if ambient.pages:
             return ambient.pages
         last = ambient.end

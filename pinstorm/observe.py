@@ -8,11 +8,11 @@ stands as it stood (pinstorm.evidence).
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import workloads
-from pinstorm import evidence, explain, figures, remedy
+from pinstorm import evidence, figures, remedy
 from pinstorm.circumstances import Circumstance, CircumstanceFailed
 from pinstorm.containment import Containment
 from pinstorm.spawn import Child, Zygote, ZygoteDied
@@ -29,8 +29,6 @@ from workloads.spec import Case, Planned, Surroundings
 _EXIT_DEADLINE_S = 10.0
 # A child that is slow to close is not the case's failure, but it must not hang the run.
 _CLOSE_DEADLINE_NS = 10_000_000_000
-# Each remedy can lay bare the next cause.
-_MOST_RETRIES = 3
 
 _DONE = ("ok", "short")
 
@@ -50,12 +48,16 @@ class Observation:
         expectancy: Expectancy,
         containment: Containment,
         witness: Witness,
+        *,
+        lab: bool,
     ):
+        """``lab``: the machine is a guest of the lab, which may be changed by any remedy."""
         self._case = case
         self._around = around
         self._counters = counters
         self._containment = containment
         self._witness = witness
+        self._lab = lab
         self._circumstance = Circumstance(case, around, containment)
         self._unread_phase: str | None = None
         self._deadline = Deadline(case.deadline_s)
@@ -95,6 +97,7 @@ class Observation:
                 self._run(zygote)
         except CircumstanceFailed as error:
             self.record.update(failed_phase="prepare", detail=str(error))
+        self.record["owner_errors"] = [*self.record["owner_errors"], *self._circumstance.left]
 
     def _run(self, zygote: Zygote) -> None:
         baseline = self._windows.at_rest()
@@ -124,7 +127,7 @@ class Observation:
             self._end(child, zygote, killed)
         if killed or "verdict" in self.record:
             for directory in self._around.scratch.values():
-                scratch.remove_left(directory, child.pid)
+                scratch.remove_left(directory, child.pid, self._case.params.get("uid"))
         self._read_trace(ended=False)
         self._witness.disarm()
         self._orphaned = self._windows.orphaned(baseline)
@@ -307,31 +310,17 @@ class Observation:
 
     def _retry(self, child: Child, talk: Talk) -> None:
         """Apply the remedy of the cause that was found, and try again in the same process."""
-        failure = self._failure()
-        while len(self.record["retries"]) < _MOST_RETRIES:
-            explained = explain.of_record(failure)
-            if explained is None or explained.first.command is None:
-                return
+
+        def apply_it(command: str) -> dict[str, object]:
             with self._deadline.stopped():
-                applied = remedy.apply(explained.first.command)
-            answer = talk.ask("acquire")
-            retry = {
-                "cause": explained.first.cause,
-                "command": explained.first.command,
-                "applied": applied,
-                "outcome": answer["outcome"],
-            }
-            self.record["retries"].append(retry)
-            if answer["outcome"] in _DONE:
-                talk.ask("release")
-                return
-            if applied["exit"] != 0:
-                return
-            failure = {**failure, "outcome": answer["outcome"], "failed_call": answer["call"]}
-            failure["detail"] = answer["detail"]
+                return remedy.apply(command, child.pid, lab=self._lab)
+
+        def look(failure: Mapping[str, Any]) -> dict[str, Any]:
             with _ended_child_noticed():
                 found = evidence.collect(self._case, child.pid, failure, self._around)
-            failure["evidence"] = found.to_json()
+            return found.to_json()
+
+        remedy.try_again(self._failure(), self.record["retries"], talk, apply_it, look)
 
     def _failure(self) -> dict[str, Any]:
         """The record as far as it goes, with what the runner will add to it."""
@@ -475,6 +464,7 @@ class Observation:
             self._counters, windows.noise_pages, windows.recent_pages, windows.noise_ns
         )
         quality["remaining"] = windows.remaining
+        quality["stayed"] = windows.stayed
         failed = self.record["outcome"] not in _DONE
         pins = figures.pins(
             deltas, self._windows.lasted_ns, self._orphaned, quality, refused=failed

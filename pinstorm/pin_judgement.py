@@ -47,13 +47,35 @@ def compare_beside_others(
 
 
 def compare_remaining(pins: Mapping[str, Any], findings: Findings) -> None:
-    """Beside others, a leak is what never came back, and did as soon as the process had ended.
+    """Beside others, a leak is what never came back, and did as soon as the process had ended; or
+    what has stayed since then, and is more than others were seen to move at a time.
 
-    What stays beyond that may be others'.
+    Less than that may be others', who began to hold theirs: nobody can know.
     """
+    others = max(int(pins.get("noise") or 0), int(pins.get("recent") or 0))
+    stays = stayed(pins)
+    if stays is not None and stays > others + 2 * int(pins.get("bound") or 0):
+        findings.add(
+            "orphaned",
+            f"{pages_text(stays)} stayed after the process had ended, expected 0; "
+            f"others moved at most {others} at a time",
+        )
     released, ended = pins.get("remaining") or (0, 0)
     if released > 0 >= ended:
         findings.add("leaked", f"{pages_text(released)} held after release until the process ended")
+
+
+def stayed(pins: Mapping[str, Any]) -> int | None:
+    """The fewest pages beyond the baseline that were seen after the process had ended.
+
+    Of a record without that watch the least that it knows; None where it knows nothing.
+    """
+    if pins.get("stayed") is not None:
+        return int(pins["stayed"])
+    known = [pins["orphaned"]] if pins.get("orphaned") is not None else []
+    if known and pins.get("remaining"):
+        known.append(pins["remaining"][1])
+    return min(known, default=None)
 
 
 def _compare_nodes(record: Mapping[str, Any], findings: Findings) -> None:

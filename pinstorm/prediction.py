@@ -35,11 +35,6 @@ class Change:
     rules: tuple[str, str]
     sources: tuple[str, str]
 
-    @property
-    def is_set(self) -> bool:
-        """Whether one of the two kernels may answer in more than one way."""
-        return len(self.before) > 1 or len(self.after) > 1
-
     def to_json(self) -> dict[str, Any]:
         return {
             "case": self.case,

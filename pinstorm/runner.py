@@ -232,7 +232,13 @@ class Runner:
             self.witness.follow(self.zygote.pid)
         contained = self._leaves.containment(self.zygote.pid, self.zygote.mark)
         observation = Observation(
-            case, self.survey.around, self.counters, self._expectancy, contained, self.witness
+            case,
+            self.survey.around,
+            self.counters,
+            self._expectancy,
+            contained,
+            self.witness,
+            lab=self.identity.lab,
         )
         try:
             observation.run(self.zygote)

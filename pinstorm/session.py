@@ -19,6 +19,7 @@ from pinstorm.suite import Suite
 from pinstorm.witness import witness
 from telemetry import clock, fingerprint, kmsg, packages
 from telemetry.vmstat import Counters
+from workloads import scratch
 from workloads.spec import Planned
 
 Listener = Callable[[dict[str, Any]], None]
@@ -58,7 +59,7 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
     with (
         _terminated_as_interrupted(),
         only_run(),
-        host.restored(),
+        host.restored() as not_restored,
         _counters(options) as counters,
         _kernel_log() as log,
         witness(suite.trace is True) as seen,
@@ -70,6 +71,8 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
         try:
             zygote.warm_up()
             survey = _survey(options, zygote, log)
+            for directory in set(survey.around.scratch.values()):
+                scratch.remove_stale(directory)
             path = options.resume or options.out or bundle.default_path(suite.name)
             identity = _identity(path.name, survey.around.device)
             runner = Runner(identity, survey, counters, zygote, log, listener, seen)
@@ -90,6 +93,7 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
             bundle.write_manifest(outcome.path, manifest)
         finally:
             runner.close()
+    outcome.notes += not_restored
     outcome.records = journal.read(outcome.path / bundle.JOURNAL).records
     bundle.finish(outcome.path)
     return outcome

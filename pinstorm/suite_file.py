@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from pinstorm.errors import UsageError
@@ -251,6 +258,16 @@ class Matrix(_Table):
     warmup: _Repeat | None = None
     deadline_s: _Deadline | None = None
     exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_several)] = ()
+
+    @model_validator(mode="after")
+    def _killed_does_no_more(self) -> Self:
+        for key in ("settles", "remedy"):
+            if self.kill and getattr(self, key):
+                raise ValueError(
+                    f"{key} = {_value(getattr(self, key))} comes after a kill, and a killed case "
+                    f"does no more; give {key} and kill in two entries"
+                )
+        return self
 
 
 class File(_Table):

@@ -40,10 +40,13 @@ def of_disturbance(record: Mapping[str, Any], tolerance_pages: int | None) -> Br
 
     ``tolerance_pages``: None where the pin figures are not judged.
     """
-    disturbed = record.get("disturbed")
-    if disturbed is None:
+    disturbed, during = record.get("disturbed"), record["params"].get("during")
+    if during is None:
         return []
-    during = record["params"]["during"]
+    if disturbed is None:
+        if record.get("outcome") not in ("ok", "short"):
+            return []  # nothing was held that could be disturbed
+        return [("disturb", f"{during} was to be done while the pins were held, and was not")]
     if disturbed["outcome"] != "ok":
         refused = f"{disturbed['call']} gave {disturbed['outcome']}"
         return [("disturb", f"{during} did not take place: {refused}")]

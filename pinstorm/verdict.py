@@ -66,8 +66,8 @@ def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = T
         verdict, reason = "fail", findings.reasons[0]
     elif verdict is None:
         undecided = expected.undecided if expected else None
-        doubt = pins_said or _unread(record, expected) or _inexact(record, expected)
-        doubt = doubt or _not_witnessed(record)
+        doubt = _end_unread(record) or pins_said or _unread(record, expected)
+        doubt = doubt or _inexact(record, expected) or _not_witnessed(record)
         verdict, reason = "pass", undecided or doubt
     said = expected.to_json() if expected is not None else {"rule": None, "outcomes": []}
     if pins_said is not None and verdict != "skip":
@@ -175,6 +175,12 @@ def _pins_said(record: Mapping[str, Any]) -> str | None:
     return NOISY if pins.get("flagged") or pins.get("noise") or pins.get("recent") else None
 
 
+def _end_unread(record: Mapping[str, Any]) -> str | None:
+    """A pass of which nobody saw whether pins outlived the process: that is no 0."""
+    pins = record.get("pins")
+    return UNAVAILABLE if pins is not None and pins.get("orphaned") is None else None
+
+
 def _unread(record: Mapping[str, Any], expected: Expectation | None) -> str | None:
     """A pass whose VmPin, VmLck or kernel log was to be seen, and could not be read."""
     if expected is None:
@@ -238,6 +244,8 @@ def _compare(
     _compare_kernel_log(record, expected, findings, lab=lab)
     if not outcome_broken:
         _compare_required(record, expected, findings)
+    if (unhelpful := _remedy_without_effect(record)) is not None:
+        findings.add("remedy", unhelpful)
     for error in record.get("owner_errors") or ():
         findings.add("release", f"a resource could not be given back: {error}")
 
@@ -292,6 +300,20 @@ def _compare_calls(
         return
     for sentence in conformance.broken(calls, claimed, ok=record.get("outcome") == "ok", lab=lab):
         findings.add("pin-class", sentence)
+
+
+def _remedy_without_effect(record: Mapping[str, Any]) -> str | None:
+    """The last remedy was carried out, and the cause that it is for came back.
+
+    Another cause behind it is none of its making; nor is a command that was not or could not be
+    carried out.
+    """
+    last = next(reversed(record.get("retries") or ()), None)
+    if last is None or last["applied"]["exit"] != 0 or last["outcome"] in _DONE:
+        return None
+    if last.get("then") != last["cause"]:
+        return None
+    return f"{last['command']} did not help: {last['cause']} came back, with {last['outcome']}"
 
 
 def _version(record: Mapping[str, Any], release: str) -> str:

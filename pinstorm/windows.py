@@ -107,6 +107,10 @@ class Windows:
         self._standing: Snapshot | None = None
         # The fewest pins outstanding that were seen while something had to be given back.
         self._least: dict[str, int] = {}
+        self._stayed: int | None = None
+        # The most that was taken between two looks while something had to be given back.
+        self._most_taken = 0
+        self._began_ns = time.monotonic_ns()
         self.spans: dict[str, tuple[Snapshot, Snapshot]] = {}
         self.lasted_ns: dict[str, int] = {}
         # What a cycle took, acquire and release, and the making of its memory.
@@ -125,10 +129,10 @@ class Windows:
         wanted_ns = max(self._noise.owed_ns, _MIN_NOISE_NS)
         if before_phase is not None:
             wanted_ns = max(wanted_ns, self._expected_ns(before_phase))
-        ambient = window.ambient(self._counters, wanted_ns)
+        begin, ambient = self._ambient(wanted_ns)
         # The child stood still: waiting is not its time, and what moved is not its doing.
         self._deadline.put_off(ambient.elapsed_ns)
-        met_pages = max(ambient.pages or 0, self._met_since_window(ambient.end))
+        met_pages = max(ambient.pages or 0, self._met_since_window(begin, ambient.end))
         self._recent.met(met_pages, ambient.end.t_ns)
         self._noise.pages = max(self._noise.pages, met_pages)
         if before_phase == "acquire":
@@ -197,10 +201,11 @@ class Windows:
         if self._first is not None and self._counters.refreshes:
             # Not to the page: what prepare had pinned (a device's queues) comes back as well.
             self._least["exit"] = self._given_back(self._first, _EXIT_S, at_most=True)[2]
-        rested, *_ = self._given_back(baseline)
+        rested, _, least = self._given_back(baseline)
         self._recent.leave(rested)
         if rested.outstanding is None:
             return None
+        self._watch_what_stays(baseline.outstanding, least)
         return rested.outstanding - baseline.outstanding - self._drift
 
     def moment_in(self, step: str) -> int:
@@ -238,7 +243,7 @@ class Windows:
         """The most that others pinned at a time, from two seconds before the first window on."""
         if not self._counters.refreshes:
             return 0
-        since_ns = time.monotonic_ns() if self._first is None else self._first.t_ns
+        since_ns = self._began_ns if self._first is None else self._first.t_ns
         return self._recent.since(since_ns - noise.QUIET_NS)
 
     @property
@@ -251,6 +256,12 @@ class Windows:
         if "exit" not in self._least or not self._counters.refreshes:
             return None
         return [leftover - first.outstanding, self._least["exit"] - first.outstanding]
+
+    @property
+    def stayed(self) -> int | None:
+        """The fewest pins outstanding after the process had ended, beyond the baseline and what
+        others began to hold while the child stood still; None where that was not watched."""
+        return self._stayed
 
     @property
     def noise_ns(self) -> list[int]:
@@ -272,7 +283,21 @@ class Windows:
             time.sleep(_FOLD_INTERVALS * self._counters.interval_s)
             self._deadline.put_off(round(_FOLD_INTERVALS * self._counters.interval_s * 1e9))
 
-    def _met_since_window(self, now: Snapshot) -> int:
+    def _ambient(self, wanted_ns: int) -> tuple[Snapshot, window.Ambient]:
+        """Watch so long, in pieces: ``pages`` are the most of one piece, for a loop moves any
+        number of pages in time, and holds few of them at a time. With the snapshot at its begin."""
+        begin = last = self._counters.snapshot()
+        pages = None
+        while True:
+            left_ns = max(0, begin.t_ns + wanted_ns - last.t_ns)
+            piece = window.ambient(self._counters, min(left_ns, noise.PIECE_NS), last)
+            if piece.pages is not None:
+                pages = max(pages or 0, piece.pages)
+            last = piece.end
+            if left_ns <= noise.PIECE_NS:
+                return begin, window.Ambient(pages, last.t_ns - begin.t_ns, last)
+
+    def _met_since_window(self, begin: Snapshot, now: Snapshot) -> int:
         """Pages that others moved since the last window, while the child stood still.
 
         A hold can be long: of what came and went more than two seconds ago, no figure is in doubt;
@@ -284,13 +309,32 @@ class Windows:
         drifted = now.outstanding - last.outstanding
         self._drift += drifted
         if self._recent.between_cases and now.t_ns - last.t_ns < noise.QUIET_NS:
-            return noise.moved_pages(last, now)
+            return max(abs(drifted), noise.moved_pages(last, begin))
         return abs(drifted)
 
     @property
     def _leftover(self) -> int | None:
         """The fewest outstanding after release, or where there was none after acquire."""
         return self._least.get("release", self._least.get("acquire"))
+
+    def _watch_what_stays(self, baseline_pages: int, least: int) -> None:
+        """After the end: does what is still held ever go, and how much do others take meanwhile?
+
+        Beside a loop what drifted between two snapshots is as often negative. Only a rise is taken
+        off, so that the error is never in favour of a leak that is none.
+        """
+        expected = baseline_pages + max(0, self._drift)
+        least = min(least, self._least.get("exit", least))
+        if least > expected:
+            watched = noise.low_point(self._counters, expected)
+            if watched is None:
+                return
+            least = min(least, watched.least)
+            self._noise.pages = max(self._noise.pages, watched.rose)
+            if self._recent.between_cases:
+                self._recent.met(watched.rose, watched.last.t_ns)
+            self._recent.leave(watched.last)
+        self._stayed = least - expected
 
     def _look_again(self) -> None:
         """Before the child ends: does it still hold what it did not give back, or was it others?"""
@@ -299,6 +343,9 @@ class Windows:
             return
         now, _, least = self._given_back(first)
         self._deadline.put_off(now.t_ns - (self._standing or now).t_ns)
+        if self._recent.between_cases:
+            self._recent.met(self._most_taken, now.t_ns)
+        self._standing = now
         self._least["release"] = min(leftover, least)
 
     def _given_back(
@@ -311,8 +358,14 @@ class Windows:
         """
         wanted_pages = wanted.outstanding or 0
         seen: list[int] = []
+        taken: int | None = None
+        self._most_taken = 0
 
         def enough(now: Snapshot) -> bool:
+            nonlocal taken
+            if taken is not None and now.acquired is not None:
+                self._most_taken = max(self._most_taken, now.acquired - taken)
+            taken = now.acquired
             seen.append(_outstanding(now))
             if not exact:
                 return seen[-1] == wanted_pages

@@ -33,13 +33,14 @@ class MemoryLimit:
     """One group that limits memory. ``inactive_file_bytes``: page cache counted in the usage that
     is given up first. ``failures``: how often the limit was met and nothing could be given up
     (v2: ``oom`` of memory.events, 4.5, the group's and those below it), or how often it was met at
-    all (v1: memory.failcnt)."""
+    all (v1: memory.failcnt). ``limit_file``: where the limit is written, by name."""
 
     group: str
     limit_bytes: int
     usage_bytes: int | None
     inactive_file_bytes: int | None
     failures: int | None = None
+    limit_file: str = "memory.max"
 
     @property
     def available_bytes(self) -> int:
@@ -142,6 +143,7 @@ def _limit(path: Path, limit_file: str, usage_file: str, stat_key: str) -> Memor
         usage_bytes=_number(path / usage_file),
         inactive_file_bytes=_stat(path / "memory.stat", stat_key),
         failures=_failures(path),
+        limit_file=limit_file,
     )
 
 

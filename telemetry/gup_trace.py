@@ -156,7 +156,7 @@ class GupTrace:
             btf = Btf.read()
         except (OSError, NotBtf) as error:
             raise TraceUnavailable(f"the kernel's types cannot be read: {error}") from error
-        trace = cls(root, _own_name(), btf)
+        trace = cls(root, own_name(), btf)
         try:
             trace._make()
         except OSError as error:
@@ -314,7 +314,8 @@ def is_stale(name: str) -> bool:
     return _start_time(int(match[1])) != int(match[2])
 
 
-def _own_name() -> str:
+def own_name() -> str:
+    """What this process calls the things that it makes beside others'; see ``is_stale``."""
     pid = os.getpid()
     return f"pinstorm_{pid}_{_start_time(pid)}_{_pid_namespace()}"
 

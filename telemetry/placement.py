@@ -46,14 +46,6 @@ class Placement:
     def present_pages(self) -> int:
         return sum(self.zones.values())
 
-    @property
-    def movable_pages(self) -> int:
-        """Pages in CMA or ZONE_MOVABLE, which a long-term pin must first migrate away.
-
-        CMA areas never lie in ZONE_MOVABLE (cma_activate_area() wants one ordinary zone).
-        """
-        return self.zones.get("Movable", 0) + (self.cma_pages or 0)
-
 
 def of(
     address: int,

@@ -62,10 +62,16 @@ def pytest_configure(config: pytest.Config) -> None:
     required_layers()
     for layer in LAYERS:
         config.addinivalue_line("markers", f"{layer}: a test below tests/{layer}")
+    config.addinivalue_line("markers", "slow: minutes long, only with PINSTORM_SLOW=1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by directory, so that ``-m lab`` selects; cheap layers first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark by directory, so that ``-m lab`` selects; cheap layers first, slow tests when asked."""
+    if os.environ.get("PINSTORM_SLOW") != "1":
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        # Left out, not skipped: a skip is a need that a required layer must meet.
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
     for item in items:
         if layer := layer_of(item.path):
             item.add_marker(layer)

@@ -535,7 +535,7 @@ CIRCUMSTANCES = (
         "the device is taken from its driver while the process has it open",
         cause="device-gone",
         workloads=("v4l2-userptr",),
-        needs=(Need.MACHINE_CHANGES,),
+        needs=(Need.LAB,),
     ),
 )
 

@@ -56,6 +56,7 @@ class Need(StrEnum):
     CGROUP_RDMA = "cgroup-rdma"
     CGROUP_MEMORY = "cgroup-memory"
     MACHINE_CHANGES = "machine-changes"
+    LAB = "lab"
     MEMLOCK = "memlock"
     CLEAR_WARN_ONCE = "clear-warn-once"
 

@@ -37,7 +37,10 @@ def misaligned(view: View) -> list[Hit]:
     if odd:
         wants = "whole pages" if pages_only else "logical blocks of the device, 512 bytes or more"
         told = f"{view.failure.call} wants {wants}"
-        return [hit(Cause.MISALIGNED, "certain", stage, {"EINVAL"}, *odd, told)]
+        # read() and its kin fail with EINVAL for much else; whether it was direct IO a case knows
+        known = pages_only or (view.case is not None and view.case.workload.startswith("dio-"))
+        sure: Confidence = "certain" if known else "likely"
+        return [hit(Cause.MISALIGNED, sure, stage, {"EINVAL"}, *odd, told)]
     if direct and any(value is not None and value % PAGE_BYTES for value in (address, asked)):
         told = "address and length suit blocks of 512 bytes; the device's may be 4096 bytes"
         return [hit(Cause.MISALIGNED, "likely", stage, {"EINVAL"}, told)]

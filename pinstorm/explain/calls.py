@@ -272,6 +272,10 @@ _OF_WORKLOAD: Final = {
 }
 
 _BY_CALL: Final = {call.lower(): mechanism for mechanism in MECHANISMS for call in mechanism.calls}
+_SPELLING: Final = {
+    **{call.lower(): call for call in PLAIN},
+    **{call.lower(): call for mechanism in MECHANISMS for call in mechanism.calls},
+}
 # Which of those names write to the memory, and which only read it.
 _WRITING: Final = ("read", "preadv", "preadv2", "pread", "readv", "process_vm_writev")
 _READING: Final = ("write", "pwritev", "pwritev2", "pwrite", "writev", "process_vm_readv")
@@ -280,6 +284,11 @@ _READING: Final = ("write", "pwritev", "pwritev2", "pwrite", "writev", "process_
 def of_call(call: str) -> Mechanism | None:
     """However it is spelt: with ``()`` behind it, a leading ``__``, in any case."""
     return _BY_CALL.get(_plain(call))
+
+
+def canonical(call: str) -> str:
+    """As it is spelt here, however a person or a library did; one that is not known as it came."""
+    return _SPELLING.get(_plain(call)) or call.strip().removesuffix("()").rstrip()
 
 
 def of_workload(workload: str) -> str | None:

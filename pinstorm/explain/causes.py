@@ -127,8 +127,9 @@ KNOWLEDGE: dict[Cause, Knowledge] = {
         "ENOMEM of any call, EFAULT of io_uring_register when the first pages could be had; of "
         "mmap also for an empty huge page pool, RLIMIT_AS and strict overcommit; a process "
         "killed by the OOM killer has no errno at all",
-        "MemAvailable, memory.max and memory.events of the cgroup, HugePages_Free, RLIMIT_AS "
-        "against VmSize, CommitLimit; `Out of memory` in the kernel log",
+        "MemAvailable, memory.max of the cgroup against memory.current less what is page cache "
+        "(inactive_file of memory.stat), HugePages_Free, RLIMIT_AS against VmSize, CommitLimit; "
+        "`Out of memory` in the kernel log",
         "give it more: memory of the machine, memory.max of the cgroup, vm.nr_hugepages of the "
         "pool; or ask for less",
     ),
@@ -221,7 +222,7 @@ KNOWLEDGE: dict[Cause, Knowledge] = {
         "one page has as many pins as its reference count can hold",
         "ENOMEM of ibv_reg_mr and XDP_UMEM_REG, EFAULT of io_uring_register, after about 2^21 pins "
         "of one small page (try_grab_folio() in mm/gup.c)",
-        "a WARNING in mm/gup.c in the kernel log, once a boot",
+        "a WARNING of try_grab_page() or try_grab_folio() in the kernel log, once a boot",
         "register the page once and share the registration; large folios count to 2^31",
     ),
     Cause.KERNEL_UNSUPPORTED: Knowledge(
@@ -285,6 +286,10 @@ case says of itself, or a part of the evidence, shows it. `possible`: the call c
 for it, and nothing that was seen speaks against it. When a case has several causes, the one that
 the kernel meets first is named and the others are listed behind it: arguments, limits charged
 before pinning, the mapping, the pages, limits charged after pinning. `unknown` is an honest answer.
+
+With `--pid` a finding may have a `command`, which helps that process as it stands. Of a bundle it
+is told as history only: the process is gone, its pid and its control group may be others by now,
+and in the lab they were a guest's.
 """
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from pinstorm.evidence import Evidence
+from pinstorm.evidence_parts import readable
 from pinstorm.explain import arguments, calls, limits, mapping, resources, view
 from pinstorm.explain.causes import COMMON, KNOWLEDGE, Cause
 from pinstorm.explain.check import Hit
@@ -50,8 +51,9 @@ def of_failure(failure: Failure, evidence: Evidence) -> Explanation:
     if first.finding.confidence != "possible":
         fitting = [one for one in fitting if not one.guessed]
     found = _distinct([_with_case(seen, one) for one in fitting])
-    if seen.case is not None and first.finding.confidence == "possible" and len(found) > 1:
-        # In a case the cause is stored and counted: of several guesses none is named.
+    is_guess = first.guessed or (first.finding.confidence == "possible" and len(found) > 1)
+    if failure.record is not None and is_guess:
+        # In a record the cause is stored and counted: a guess is told, and none is named.
         return Explanation(_unknown(seen), tuple(found))
     later = [one for one in _later(seen, hits, first) if one.cause not in {f.cause for f in found}]
     return Explanation(found[0], (*found[1:], *later))
@@ -61,7 +63,15 @@ def of_record(record: Mapping[str, Any]) -> Explanation | None:
     """Of a record, or one as far as it goes; None when nothing was refused."""
     if record.get("verdict") == "skip" or record.get("skip"):
         return None
-    evidence = _evidence_of(record)
+    evidence, damage = _evidence_of(record)
+    explanation = _of_refusal(record, evidence)
+    if explanation is None or damage is None or damage in explanation.first.evidence:
+        return explanation
+    first = explanation.first
+    return replace(explanation, first=replace(first, evidence=(*first.evidence, damage)))
+
+
+def _of_refusal(record: Mapping[str, Any], evidence: Evidence) -> Explanation | None:
     outcome = record.get("outcome")
     if record.get("failed_phase") == "release" or record.get("error"):
         return None
@@ -101,10 +111,16 @@ def _of_the_killed(record: Mapping[str, Any], evidence: Evidence) -> Explanation
     return Explanation(hits[0].finding) if hits else None
 
 
-def _evidence_of(record: Mapping[str, Any]) -> Evidence:
-    """What was gathered; nothing of an old bundle."""
+def _evidence_of(record: Mapping[str, Any]) -> tuple[Evidence, str | None]:
+    """What was gathered, nothing of an old bundle; and a sentence where it cannot be used."""
     told = record.get("evidence")
-    return Evidence.from_json(told) if told else Evidence()
+    if told is None:
+        return Evidence(), None
+    try:
+        return Evidence.from_json(told), None
+    except ValueError as error:
+        damage = f"the record's evidence is damaged and was not used: {readable(str(error))}"
+        return Evidence(hidden=(damage,)), damage
 
 
 def _rank(one: Hit) -> tuple[int, int, int]:

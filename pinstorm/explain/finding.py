@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pinstorm.explain import calls
 from pinstorm.explain.causes import Cause
 
 Confidence = Literal["certain", "likely", "possible"]
@@ -15,6 +16,8 @@ CONFIDENCES: tuple[Confidence, ...] = ("certain", "likely", "possible")
 class Failure:
     """What was asked, and how the kernel answered. Bytes; None where it is not known.
 
+    ``call``: in any spelling, of which it keeps the one of pinstorm.explain.calls.
+
     ``record``: of one of pinstorm's own cases: workload, memory, params and what was measured.
     """
 
@@ -25,6 +28,9 @@ class Failure:
     kernel: str | None = None
     size_bytes: int | None = None
     record: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "call", calls.canonical(self.call))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,19 @@ What is compared with what: docs/causes.md, and the charge of each pinstorm.expl
 
 from typing import Final
 
+from pinstorm.evidence_parts import Holding
 from pinstorm.explain.causes import Cause
 from pinstorm.explain.check import Hit, Stage, guess, hit, size
 from pinstorm.explain.finding import Confidence
 from pinstorm.explain.view import View
 
 _CAPABILITY: Final = "CAP_IPC_LOCK"
+# What user->locked_vm has in it, by the kinds of pinstorm.held: io_account_mem(),
+# xdp_umem_account_pages(), and iommufd's do_update_pinned(). mlock, vfio type1 and RDMA are charged
+# to the process.
+_OF_USER: Final = ("io-uring", "xdp-umem", "iommufd")
+# Those of which a size that is not told still says that something is held.
+_SURELY_OF_USER: Final = ("io-uring", "xdp-umem")
 
 
 def memlock(view: View) -> list[Hit]:
@@ -30,7 +37,9 @@ def memlock(view: View) -> list[Hit]:
         return []
     if not _is_over(view, limit):
         return _unknown_size(view, limit) if view.charged_bytes is None else []
-    sure: Confidence = "certain" if view.process is not None else "likely"
+    sure: Confidence = "certain" if _is_surely_over(view, limit) else "likely"
+    extra_bytes = _held_by_others(view) if view.mechanism.charge == "user" else 0
+    command = _prlimit(view, extra_bytes)
     sentences = [_sentence(view, limit), *_privileges(view), *_ring(view)]
     over = hit(
         Cause.MEMLOCK_LIMIT,
@@ -38,7 +47,7 @@ def memlock(view: View) -> list[Hit]:
         _stage(view),
         errnos,
         *sentences,
-        command=_prlimit(view),
+        command=command,
     )
     idle = _idle_capability(view)
     if idle is None:
@@ -50,7 +59,7 @@ def memlock(view: View) -> list[Hit]:
         errnos,
         idle,
         *sentences,
-        command=_prlimit(view),
+        command=command,
     )
     return [first, over]
 
@@ -66,15 +75,19 @@ def budget(view: View) -> list[Hit]:
             None if limit == -1 else guess(view, Cause.PIN_BUDGET_OF_USER, _stage(view), *errnos)
         )
         return [found] if found else []
-    if limit < 0 or _is_over(view, limit):
+    needed = _sure_own_bytes(view) + view.charged_bytes
+    if limit <= 0 or needed > limit:
         return []
-    held = _held_by_others(view)
-    unsized = any(one.size_bytes is None for one in view.evidence.holdings or ())
-    needed = _own_bytes(view) + view.charged_bytes
+    held = sum(one.size_bytes or 0 for one in _of_user(view.evidence.holdings))
+    unsized = _has_unsized(view.evidence.holdings)
     crew = _crew_bytes(view)
     told = [_sentence(view, limit), *_holders(view)]
-    if held is not None and needed + held > limit:
-        sure: Confidence = "certain"
+    enough = "the limit alone is enough"
+    if needed + held > limit:
+        sure: Confidence = "certain" if view.process is not None else "likely"
+        told.append(f"{enough}: others of this user hold the rest")
+    elif _is_over(view, limit):
+        return []  # by VmPin, which is not all the user's: memlock-limit says so
     elif needed + crew > limit:
         sure = "likely"
         told.append(f"{view.params['processes']} processes of this case do the same at once")
@@ -82,7 +95,7 @@ def budget(view: View) -> list[Hit]:
         # A charge that nobody is seen to hold: AF_XDP's of a failed registration, for one. Or
         # somebody holds what cannot be sized: AF_XDP's on a kernel without xsk_diag.
         sure = "likely" if unsized or mechanism.charge_errno == "ENOBUFS" else "possible"
-        told.append("the limit alone is enough, so somebody else of this user holds the rest")
+        told.append(f"{enough}: others of this user may hold the rest")
     elif view.outcome in errnos and mechanism.charge_errno == "ENOBUFS":
         sure = "possible"
         told.append(
@@ -91,7 +104,8 @@ def budget(view: View) -> list[Hit]:
         )
     else:
         return []
-    command = _prlimit(view, extra_bytes=(held or 0) + crew if sure == "certain" or crew else None)
+    is_sized = _held_by_others(view) is not None and needed + held + crew > limit
+    command = _prlimit(view, extra_bytes=held + crew if is_sized else None)
     return [
         hit(Cause.PIN_BUDGET_OF_USER, sure, _stage(view), errnos, *told, command=command),
     ]
@@ -142,28 +156,70 @@ def _is_over(view: View, limit: int) -> bool:
     return charged is not None and _own_bytes(view) + charged > limit
 
 
+def _is_surely_over(view: View, limit: int) -> bool:
+    """Over by what is known to be charged there; a process that nobody saw is never sure."""
+    if view.process is None or not _is_over(view, limit):
+        return False
+    return limit == 0 or _sure_own_bytes(view) + (view.charged_bytes or 0) > limit
+
+
 def _own_bytes(view: View) -> int:
     """What the process itself holds already, as far as the kernel's figures show it."""
+    if _goes_by_vmpin(view):
+        assert view.process is not None
+        return max(_sure_own_bytes(view), view.process.vmpin_bytes or 0)
+    return _sure_own_bytes(view)
+
+
+def _sure_own_bytes(view: View) -> int:
+    """The same without VmPin where the user is charged: RDMA's and others' pins are in it, too."""
     process, mechanism = view.process, view.mechanism
     if process is None or mechanism is None:
         return 0
     if mechanism.charge == "process-locked":
         return process.vmlck_bytes or 0
-    if mechanism.charge == "process-pinned" or mechanism.name == "io_uring buffer":
+    if mechanism.charge == "process-pinned":
         return process.vmpin_bytes or 0
-    return 0
+    return sum(one.size_bytes or 0 for one in _of_user(view.evidence.own_holdings))
+
+
+def _goes_by_vmpin(view: View) -> bool:
+    """Whether VmPin is all that tells what the process's rings are charged."""
+    mechanism, own = view.mechanism, view.evidence.own_holdings
+    if view.process is None or mechanism is None or mechanism.name != "io_uring buffer":
+        return False
+    return own is None or _has_unsized(own)
+
+
+def _of_user(holdings: tuple[Holding, ...] | None) -> list[Holding]:
+    """Those that are charged to user->locked_vm."""
+    return [one for one in holdings or () if one.kind in _OF_USER]
+
+
+def _has_unsized(holdings: tuple[Holding, ...] | None) -> bool:
+    return any(one.size_bytes is None and one.kind in _SURELY_OF_USER for one in holdings or ())
 
 
 def _sentence(view: View, limit: int) -> str:
     assert view.mechanism is not None
-    field = "VmLck" if view.mechanism.charge == "process-locked" else "VmPin"
     asked = f"{size(view.charged_bytes)} were asked for"
     if view.charged_bytes is not None and view.page_bytes not in (None, view.charged_bytes):
         asked += f" (what {size(view.page_bytes)} are charged as)"
-    if view.process is None:
+    where = _where_held(view)
+    if view.process is None or where is None:
         return f"RLIMIT_MEMLOCK is {size(limit)}, and {asked}"
-    held = f"the process already holds {size(_own_bytes(view))} in {field}"
+    held = f"the process already holds {size(_own_bytes(view))} in {where}"
     return f"RLIMIT_MEMLOCK is {size(limit)}, {held}, and {asked}"
+
+
+def _where_held(view: View) -> str | None:
+    """Which figure says what the process holds; None where none does."""
+    assert view.mechanism is not None
+    if view.mechanism.charge != "user":
+        return "VmLck" if view.mechanism.charge == "process-locked" else "VmPin"
+    if _goes_by_vmpin(view):
+        return "VmPin, which RDMA and others count in, too"
+    return None if view.evidence.own_holdings is None else "rings, AF_XDP and iommufd"
 
 
 def _privileges(view: View) -> list[str]:
@@ -210,15 +266,19 @@ def _unknown_size(view: View, limit: int) -> list[Hit]:
 
 
 def _held_by_others(view: View) -> int | None:
-    """None where nobody could look."""
-    holdings = view.evidence.holdings
-    return None if holdings is None else sum(holding.size_bytes or 0 for holding in holdings)
+    """None where nobody could look, or what was seen, of others or its own, has no size."""
+    holdings, own = view.evidence.holdings, view.evidence.own_holdings
+    if holdings is None or own is None:
+        return None
+    if any(one.size_bytes is None for one in (*_of_user(holdings), *_of_user(own))):
+        return None
+    return sum(one.size_bytes or 0 for one in _of_user(holdings))
 
 
 def _holders(view: View) -> list[str]:
     return [
         f"{who} holds {size(one.size_bytes)}: {one.kind}"
-        for one in view.evidence.holdings or ()
+        for one in _of_user(view.evidence.holdings)
         for who in [f"process {one.pid} ({one.name})" if one.pid is not None else one.name]
     ]
 
@@ -231,16 +291,18 @@ def _crew_bytes(view: View) -> int:
 
 
 def _prlimit(view: View, extra_bytes: int | None = 0) -> str | None:
-    """Soft and hard limit that are enough. ``extra_bytes``: what others hold; None: nobody knows.
+    """Soft and hard limit that are enough: more than they are, or none where sizes are not known.
+
+    ``extra_bytes``: what others hold; None: nobody knows.
 
     A living process is helped at once: the limit is compared at each call.
     """
     if view.pid is None:
         return None
-    charged = view.charged_bytes
-    if extra_bytes is None or charged is None:
+    limit, charged = view.memlock_bytes, view.charged_bytes
+    soft = _own_bytes(view) + (charged or 0) + (extra_bytes or 0)
+    if extra_bytes is None or charged is None or limit is None or not 0 <= limit < soft:
         return f"prlimit --pid {view.pid} --memlock=unlimited:unlimited"
-    soft = _own_bytes(view) + charged + extra_bytes
     hard = view.process.memlock_hard_bytes if view.process is not None else None
     if hard is None or hard < 0:  # never lower it
         return f"prlimit --pid {view.pid} --memlock={soft}:unlimited"

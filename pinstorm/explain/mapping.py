@@ -305,7 +305,10 @@ def migration(view: View) -> list[Hit]:
 
 
 def _movable_pages(view: View) -> int | None:
-    """None where it is not known where the pages lay."""
+    """None where it is not known where the pages lay.
+
+    CMA areas never lie in ZONE_MOVABLE: cma_activate_area() wants one ordinary zone.
+    """
     placement = view.record.get("placement")
     if not placement:
         return None

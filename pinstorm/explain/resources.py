@@ -1,19 +1,21 @@
 """What can be used up: memory, mappings, the rdma cgroup, the device's table, a page's pins."""
 
 import re
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pinstorm.evidence import Group
 from pinstorm.explain.causes import Cause
 from pinstorm.explain.check import Hit, Stage, guess, hit, size
-from pinstorm.explain.finding import Confidence
+from pinstorm.explain.finding import CONFIDENCES, Confidence
 from pinstorm.explain.view import View
 from workloads.spec import PAGE_BYTES
 
 _OOM_KILL: Final = re.compile(r"[Oo]ut of memory: Killed process (\d+)")
 _OOM: Final = re.compile(r"[Oo]ut of memory|oom-kill|invoked oom-killer")
 # try_grab_page() in v6.1, try_grab_folio() later: WARN_ON_ONCE(folio_ref_count(folio) <= 0)
-_PIN_COUNT: Final = re.compile(r"WARNING:.*(mm/gup\.c|try_grab_(page|folio)|gup_)")
+_PIN_COUNT: Final = re.compile(r"WARNING:.*\btry_grab_(page|folio(_fast)?)\b")
 # A call in the middle of a mapping splits it twice.
 _VMA_SLACK: Final = 2
 # Of a device without IBK_LOCAL_DMA_LKEY the kernel has a region in each protection domain of its
@@ -22,6 +24,10 @@ _VMA_SLACK: Final = 2
 _KERNEL_REGIONS: Final = 8
 _DEFAULT_VMAS: Final = 262144
 _GROUPS: Final = "/sys/fs/cgroup"
+# Beyond what a group has: a call makes few objects, and the limit is there for a reason.
+_OBJECTS_MORE: Final = 16
+# Of both vm.max_map_count and rdma.max.
+_INT_MAX: Final = (1 << 31) - 1
 # What a group needs beyond the bytes that were asked for: page tables, kernel memory.
 _GROUP_SLACK_BYTES: Final = 16 << 20
 
@@ -34,28 +40,34 @@ def no_memory(view: View) -> list[Hit]:
     if view.outcome not in errnos:
         return []
     told: list[str] = []
-    command, machine, asked = None, view.evidence.machine, view.page_bytes
-    for group in view.evidence.groups or ():
-        needs_it = group.failures or not _is_mapped(view)
-        if group.controller == "memory" and needs_it and _is_full(group, asked or 0):
-            told.append(
-                f"memory.max of {group.group} is {size(group.limit)}, {size(group.used)} are used"
-                + (f", and it was met {group.failures} times" if group.failures else "")
-            )
-            command = command or _raise_memory_max(group, asked)
-    if machine is not None and asked is not None:
+    sure: list[Confidence] = []
+    remedy, machine, asked = None, view.evidence.machine, view.page_bytes
+    most = _sure_of_need(view)
+    full = [one for one in view.evidence.groups or () if _is_full(one, asked)] if most else []
+    for group in full:
+        told.append(_memory_words(group))
+        if most is not None:  # how much of the usage can be given up decides
+            sure.append("likely" if most == "certain" and group.reclaimable is None else most)
+    commands = [_raise_memory_max(group, asked) for group in full]
+    if machine is not None and asked is not None and most is not None:
         left = machine.available_bytes
-        if left is not None and left < asked and not _is_mapped(view):
+        if left is not None and left < asked:
             told.append(f"{size(asked)} were asked for, and {size(left)} are available")
+            sure.append(most)
     if view.failure.call == "mmap":
-        told_of, helps = _pool_or_space(view)
+        told_of, helps, remedy = _pool_or_space(view)
         told += told_of
-        command = command or helps
+        sure += ["certain"] * len(told_of)
+        commands += [helps] if told_of else []
     log = [f"the kernel log: {line.strip()}" for line in view.kernel_log if _OOM.search(line)][:2]
     if told or log:
         stage = Stage.PAGES if view.walks_pages else Stage.ARGUMENTS
-        sure: Confidence = "certain" if told else "likely"
-        return [hit(Cause.NO_MEMORY, sure, stage, errnos, *told, *log, command=command)]
+        sure += ["likely"] if log else []
+        best = min(sure, key=CONFIDENCES.index)
+        command = _all_of(commands)
+        return [
+            hit(Cause.NO_MEMORY, best, stage, errnos, *told, *log, remedy=remedy, command=command)
+        ]
     if machine is not None and machine.available_bytes is not None and asked is not None:
         return []
     if view.mechanism is None:
@@ -83,28 +95,82 @@ def killed(view: View) -> list[Hit]:
     return []
 
 
-def _is_full(group: Group, asked_bytes: int) -> bool:
-    return group.used is not None and group.used + asked_bytes > group.limit
+def _is_full(group: Group, asked_bytes: int | None) -> bool:
+    """Page cache that is given up when it is asked for is no usage that stands in the way.
+
+    Nor does it say anything that the limit was met before: each group that reads files meets it.
+    """
+    if group.controller != "memory" or group.used is None:
+        return False
+    used = max(0, group.used - (group.reclaimable or 0))
+    return used + max(1, asked_bytes or 0) > group.limit
 
 
-def _is_mapped(view: View) -> bool:
-    """Pages that are there already need no more memory to be pinned."""
-    placement = view.record.get("placement") or {}
+def _memory_words(group: Group) -> str:
+    words = f"{group.limit_file or 'the limit'} of {group.group} is {size(group.limit)}"
+    words += f", {size(group.used)} are used"
+    if group.reclaimable:
+        words += f" ({size(group.reclaimable)} of them page cache that is given up first)"
+    return words + (f", and it was met {group.failures} times" if group.failures else "")
+
+
+def _sure_of_need(view: View) -> Confidence | None:
+    """How much a lack of memory says here: None where the pages are there already.
+
+    Of a case it is known whether its memory was to be faulted in. Of another program it is not,
+    but what is more than the process has in all cannot have been there.
+    """
+    if view.failure.call == "mmap":
+        return "likely"  # it faults nothing in where MAP_POPULATE does not ask for it
+    if view.failure.phase == "prepare" and view.case is not None:
+        return "certain"
+    asked = view.page_bytes
+    if view.memory is None:
+        resident = view.process.vmrss_bytes if view.process is not None else None
+        beyond = asked is not None and resident is not None and asked > resident
+        return "likely" if beyond else "possible"
+    if view.memory.present in ("zero-page", "copy-on-write"):
+        return "certain"  # the copy is made when it is pinned
+    placement = view.record.get("placement")
+    if not placement:
+        return "certain" if view.memory.present == "absent" else None
     there = sum((placement.get("zones") or {}).values()) * PAGE_BYTES
-    return view.page_bytes is not None and there >= view.page_bytes
+    return "certain" if asked is not None and there < asked else None
 
 
-def _raise_memory_max(group: Group, asked_bytes: int | None) -> str:
+def _raise_memory_max(group: Group, asked_bytes: int | None) -> str | None:
+    """None where it is not known which file it is: memory.limit_in_bytes in v1."""
+    if group.limit_file is None:
+        return None
     used = max(group.limit, group.used or 0)
     limit = used + (asked_bytes or 0) + _GROUP_SLACK_BYTES
-    return f"echo {limit} > {_path(group.group)}/memory.max"
+    return _write(str(limit), f"{_path(group.group)}/{group.limit_file}")
 
 
-def _pool_or_space(view: View) -> tuple[list[str], str | None]:
-    """What only mmap meets: an empty pool, RLIMIT_AS, strict overcommit."""
+def _all_of(commands: Sequence[str | None]) -> str | None:
+    """One that helps only with another one that nobody knows is none."""
+    known = [one for one in commands if one is not None]
+    return " && ".join(known) if known and len(known) == len(commands) else None
+
+
+def _write(value: str, path: str) -> str | None:
+    """A shell command; None for a path with characters that a terminal would not show as they are.
+
+    Whoever a group was delegated to gives its children any name, and systemd's have backslashes.
+    """
+    if not (value.isprintable() and path.isprintable()):
+        return None
+    return f"printf '%s\\n' {shlex.quote(value)} > {shlex.quote(path)}"
+
+
+def _pool_or_space(view: View) -> tuple[list[str], str | None, str | None]:
+    """What only mmap meets: an empty pool, RLIMIT_AS, strict overcommit.
+
+    Sentences, a command, and a remedy where the cause's own does not fit.
+    """
     machine, process, asked = view.evidence.machine, view.process, view.page_bytes
     if asked is None:
-        return [], None
+        return [], None, None
     if view.backing == "hugetlb" and view.memory is not None and machine is not None:
         page = view.memory.granule_bytes
         free = machine.free_huge_bytes.get(str(page))
@@ -113,20 +179,21 @@ def _pool_or_space(view: View) -> tuple[list[str], str | None]:
             pool = f"/sys/kernel/mm/hugepages/hugepages-{page // 1024}kB/nr_hugepages"
             more = (needed - free) // page
             told = f"{size(needed)} of {size(page)} pages were asked for, {size(free)} are free"
-            return [told], f"echo $(( $(cat {pool}) + {more} )) > {pool}"
+            return [told], f"echo $(( $(cat {pool}) + {more} )) > {pool}", None
     if process is not None and process.address_space_bytes not in (None, -1):
         limit, used = process.address_space_bytes, process.vmsize_bytes or 0
         if limit is not None and used + asked > limit:
             told = f"RLIMIT_AS is {size(limit)}, VmSize {size(used)}, and {size(asked)} more"
-            return [told], f"prlimit --pid {process.pid} --as=unlimited:unlimited"
+            return [told], f"prlimit --pid {process.pid} --as=unlimited:unlimited", None
     if machine is not None and machine.commit_left_bytes is not None:
         left = machine.commit_left_bytes
         if left < asked:
             told = (
                 f"strict overcommit leaves {size(max(0, left))} of CommitLimit, {size(asked)} asked"
             )
-            return [told], "sysctl -w vm.overcommit_memory=0"
-    return [], None
+            remedy = "raise vm.overcommit_ratio (or vm.overcommit_kbytes), or add swap: both raise"
+            return [told], None, f"{remedy} CommitLimit; or ask for less"
+    return [], None, None
 
 
 def vma_limit(view: View) -> list[Hit]:
@@ -149,7 +216,7 @@ def vma_limit(view: View) -> list[Hit]:
     if process.vma_count < process.vma_limit - _VMA_SLACK:
         return []
     told = f"the process has {process.vma_count} mappings, vm.max_map_count is {process.vma_limit}"
-    limit = max(2 * process.vma_limit, _DEFAULT_VMAS)
+    limit = min(max(2 * process.vma_limit, _DEFAULT_VMAS), _INT_MAX)
     certain = view.mechanism.name in ("mapping", "mlock")
     return [
         hit(
@@ -159,7 +226,7 @@ def vma_limit(view: View) -> list[Hit]:
             errnos,
             told,
             "" if certain else "libibverbs splits mappings where it guards against fork",
-            command=f"sysctl -w vm.max_map_count={limit}",
+            command=f"sysctl -w vm.max_map_count={limit}" if limit > process.vma_limit else None,
         )
     ]
 
@@ -169,38 +236,56 @@ def cgroup_rdma(view: View) -> list[Hit]:
     if view.mechanism is None or not view.mechanism.verbs or view.outcome != "EAGAIN":
         return []
     kind = "hca_handle" if view.failure.call == "ibv_open_device" else "hca_object"
-    limits = [one for one in view.evidence.groups or () if one.controller == "rdma"]
-    ours = [one for one in limits if one.resource == kind] or limits
-    for one in ours:
-        if one.used is not None and one.used < one.limit:
-            continue
-        device = one.device or view.device_name
-        used = "" if one.used is None else f", {one.used} are used"
-        return [
-            hit(
-                Cause.CGROUP_RDMA_LIMIT,
-                "certain" if one.used is not None else "likely",
-                Stage.GROUP,
-                {"EAGAIN"},
-                f"rdma.max of {one.group} allows {device} {one.limit} {one.resource}{used}",
-                command=f"echo '{device} {one.resource}=max' > {_path(one.group)}/rdma.max"
-                if device is not None
-                else None,
-            )
+    used_device = _used_device(view, kind)
+    full = [
+        one
+        for one in view.evidence.groups or ()
+        if one.controller == "rdma"
+        and one.resource == kind
+        and (one.device is None or used_device in (None, one.device))
+        and (one.used is None or one.used >= one.limit)
+    ]
+    if full:
+        told = [
+            f"rdma.max of {one.group} allows {one.device or used_device or 'a device'} {one.limit} "
+            f"{kind}" + ("" if one.used is None else f", {one.used} are used")
+            for one in full
         ]
-    if limits and all(one.used is not None for one in limits):
-        return []
+        seen = any(one.used is not None and one.device is not None for one in full)
+        sure: Confidence = "certain" if seen and used_device is not None else "likely"
+        if used_device is None:
+            told.append("which device was used is not known")
+        command = _all_of([_raise_rdma_max(one, one.device or used_device) for one in full])
+        return [hit(Cause.CGROUP_RDMA_LIMIT, sure, Stage.GROUP, {"EAGAIN"}, *told, command=command)]
     if view.evidence.groups is not None:
         return []
     return [
         hit(
             Cause.CGROUP_RDMA_LIMIT,
-            "likely",
+            "possible",
             Stage.GROUP,
             {"EAGAIN"},
             f"{view.failure.call} gives EAGAIN where the rdma cgroup refuses a charge",
         )
     ]
+
+
+def _used_device(view: View, kind: str) -> str | None:
+    """None where it is not known: another program opens any, or has several open."""
+    if view.case is not None:
+        return view.device_name
+    device = view.evidence.device
+    if device is None or kind == "hca_handle" or device.others_open is not False:
+        return None
+    return device.name
+
+
+def _raise_rdma_max(group: Group, device: str | None) -> str | None:
+    """Without a limit nothing holds back what it was made to hold back: so no ``max``."""
+    limit = min(max(2 * group.limit, (group.used or group.limit) + _OBJECTS_MORE), _INT_MAX)
+    if device is None or limit <= group.limit:
+        return None
+    return _write(f"{device} {group.resource}={limit}", f"{_path(group.group)}/rdma.max")
 
 
 def _path(group: str) -> str:
@@ -256,9 +341,9 @@ def pin_count(view: View) -> list[Hit]:
         return []
     assert view.mechanism is not None
     errnos = frozenset({view.mechanism.short_errno or "ENOMEM", "ENOMEM"})
-    warned = [line for line in view.kernel_log if _PIN_COUNT.search(line)]
-    if warned:
-        told = f"the kernel log: {warned[0].strip().splitlines()[0]}"
+    warnings = [match for text in _own_log(view) if (match := _PIN_COUNT.search(text))]
+    if warnings:
+        told = f"the kernel log: {warnings[0].string[warnings[0].start() :].splitlines()[0]}"
         return [hit(Cause.PIN_COUNT_LIMIT, "certain", Stage.PAGES, errnos, told)]
     if view.memory is not None and view.memory.one_page:
         told = (
@@ -269,3 +354,18 @@ def pin_count(view: View) -> list[Hit]:
         return []
     found = guess(view, Cause.PIN_COUNT_LIMIT, Stage.PAGES, *sorted(errnos))
     return [found] if found else []
+
+
+def _own_log(view: View) -> list[str]:
+    """The reports that are the case's own: others of the machine do not speak of it.
+
+    Where a record has none, as another program's, the lines since it began.
+    """
+    reports = view.record.get("kmsg")
+    if reports is None:
+        return list(view.evidence.kernel_log or ())
+    return [
+        str(entry.get("text", "")) if isinstance(entry, Mapping) else str(entry)
+        for entry in reports
+        if not isinstance(entry, Mapping) or entry.get("own", True)
+    ]

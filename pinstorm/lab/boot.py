@@ -149,15 +149,6 @@ class Guest:
         """What virtme-ng and QEMU themselves said: the reason of a boot that never was."""
         return self._text("virtme")
 
-    def pid_of_qemu(self) -> int | None:
-        """The process id of QEMU, a child of virtme-ng's process; None when it is not there."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        with contextlib.suppress(OSError):
-            for pid in children.read_text().split():
-                if Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system"):
-                    return int(pid)
-        return None
-
     def __enter__(self) -> "Guest":
         return self
 

@@ -62,6 +62,7 @@ def main() -> None:
         nodes=provided.nodes,
         setup_failures=_failures(provided),
         may_change=True,
+        lab=True,
         destructive=True,
     )
     identity = Identity(

@@ -44,6 +44,8 @@ def needs_of(case: Case) -> tuple[Need, ...]:
         under = workloads.circumstance_spec(str(case.params["under"]))
         wanted |= dict.fromkeys(under.needs)
     forced = CAPABILITIES if case.params.get("force", False) else frozenset()
+    if case.remedy:
+        wanted[Need.MACHINE_CHANGES] = None
     return tuple(need for need in wanted if need not in forced)
 
 
@@ -99,6 +101,7 @@ def survey(
     setup_failures: Mapping[Need, str] | None = None,
     destructive: bool = False,
     may_change: bool = False,
+    lab: bool = False,
 ) -> Survey:
     """Look at the machine. A device or scratch directory that is not there is a UsageError.
 
@@ -106,6 +109,7 @@ def survey(
     ``destructive``: whether somebody said that this machine may crash.
     ``setup_failures``: what the lab's guest set-up could not provide, told in the skip's place.
     ``may_change``: cases may change the machine for a while (the lab, ``--setup``).
+    ``lab``: this machine is a guest of the lab, and what is on it was made there.
     """
     areas = cma.find(log.all_text() if log is not None else None)
     chosen = choose_device(device)
@@ -143,6 +147,7 @@ def survey(
         *_ordinary_user(),
         *_destructive(destructive),
         *groups.unmet(may_change),
+        *_lab(lab),
     ]
     for need, failure in (setup_failures or {}).items():
         lacking.append(Unmet(need, f"the guest's set-up failed: {failure}", _REPORT_REMEDY))
@@ -157,6 +162,10 @@ def _fs_type(directory: str | None) -> str | None:
 
 def _destructive(allowed: bool) -> list[Unmet]:
     return [] if allowed else [lacks(Need.DESTRUCTIVE, "the case could crash this machine")]
+
+
+def _lab(here: bool) -> list[Unmet]:
+    return [] if here else [lacks(Need.LAB, "the case takes away a device, which may be in use")]
 
 
 def _ordinary_user() -> list[Unmet]:

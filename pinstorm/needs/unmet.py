@@ -30,6 +30,7 @@ REMEDIES = {
     Need.CGROUP_RDMA: f"run as root on a kernel with CONFIG_CGROUP_RDMA and cgroup v2, or {_LAB}",
     Need.CGROUP_MEMORY: f"run as root where cgroup v2 has the memory controller, or {_LAB}",
     Need.MACHINE_CHANGES: f"run with --setup, as root, or {_LAB}",
+    Need.LAB: _LAB,
     Need.MEMLOCK: "give a smaller memlock, or raise it first: ulimit -H -l unlimited (root)",
 }
 

@@ -38,7 +38,7 @@ def show_cases(bundle: Path, wanted: str, as_json: bool) -> None:
     refused = [(record, one) for record, one in explained if one is not None]
     parts: list[RenderableType] = []
     for record, one in refused:
-        parts += [_head(record), *_lines(one), ""]
+        parts += [_head(record), *_lines(one, living=False), ""]
     if len(explained) == 1 and not refused:
         parts += [_head(found[0]), Hanging("  ", _not_refused(found[0]))]
     elif len(refused) < len(explained):
@@ -66,7 +66,7 @@ def show_failure(
     if pid is not None:
         who = seen.process.name if seen.process is not None else "unknown"
         words += f", process {pid} ({who})"
-    parts: list[RenderableType] = [Text(words, style="bold"), *_lines(one)]
+    parts: list[RenderableType] = [Text(words, style="bold"), *_lines(one, living=True)]
     if one.first.cause != Cause.UNKNOWN:  # which tells it itself
         parts += [Hanging("  not seen: ", sentence) for sentence in seen.hidden]
     print_parts(*parts)
@@ -134,23 +134,26 @@ def _not_refused(record: Record) -> str:
     return f"nothing was refused: outcome {record['outcome']}, verdict {record['verdict']}"
 
 
-def _lines(one: Explanation) -> list[RenderableType]:
-    """The first finding in full, then the others; numbered when all of them are guesses."""
+def _lines(one: Explanation, *, living: bool) -> list[RenderableType]:
+    """The first finding in full, then the others; numbered where there are several.
+
+    ``living``: of a process that can still be helped, not of one that a bundle tells of.
+    """
     every = one.findings
     parts: list[RenderableType] = []
     for number, finding in enumerate(every, 1):
         word = f"{number}. " if len(every) > 1 else ""
-        parts += ["", *_finding(finding, word)]
+        parts += ["", *_finding(finding, word, "command" if living else reason.HELPED)]
     return parts[1:]
 
 
-def _finding(finding: Finding, number: str) -> list[RenderableType]:
+def _finding(finding: Finding, number: str, helps: str) -> list[RenderableType]:
     meaning = KNOWLEDGE[finding.cause].meaning
     head = f"  {number}{finding.cause} ({finding.confidence}): "
     parts: list[RenderableType] = [Hanging(head, meaning, indent=5)]
     parts += [Hanging("     ", sentence, indent=7) for sentence in finding.evidence]
     parts.append(Hanging("     remedy: ", finding.remedy, indent=7))
-    for word, value in (("command", finding.command), ("instead", finding.instead)):
+    for word, value in ((helps, finding.command), ("instead", finding.instead)):
         if value is not None:
             # One line however long: it is there to be copied.
             parts.append(Text(f"     {word}: {value}", no_wrap=True, overflow="ignore"))

@@ -107,7 +107,9 @@ def _sum_lines(taken: Census) -> list[RenderableType]:
         _sum_line("accounted for above", _accounted(taken)),
     ]
     if taken.uid is None:
-        lines.append(_sum_line("accounted for by no process", _unaccounted(taken)))
+        # Where some could not be looked at, it may well be one of those that has them.
+        whose = "by no process that was seen" if taken.hidden else "accounted for by no process"
+        lines.append(_sum_line(whose, _unaccounted(taken)))
     return [*lines, Hanging("  ", CAVEAT, indent=2)]
 
 

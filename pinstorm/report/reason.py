@@ -11,6 +11,9 @@ from pinstorm.bundle import Bundle, open_bundle, read_index
 Record = Mapping[str, Any]
 
 KERNEL_LINES = 40
+# What a command is called that was meant for a process that is gone, maybe in a guest: its pid is
+# another process's by now, and its control group is another one, so nobody should run it.
+HELPED = "would have helped that process then"
 # C0, DEL and C1 but for white space, and halves of surrogate pairs, which no encoding can write.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
@@ -89,7 +92,8 @@ def cause_words(record: Record) -> list[str]:
     told = [f"cause: {cause}" + (f" ({sure})" if sure else "")] if cause else []
     told += [f"evidence: {sentence}" for sentence in found.get("evidence") or ()]
     told += [f"remedy: {record['remedy']}"] if record.get("remedy") else []
-    told += [f"{key}: {found[key]}" for key in ("command", "instead") if found.get(key)]
+    for word, key in ((HELPED, "command"), ("instead", "instead")):
+        told += [f"{word}: {found[key]}"] if found.get(key) else []
     return told
 
 

@@ -348,6 +348,32 @@ def test_a_file_without_o_tmpfile_is_removed_after_a_kill(
     assert [path.name for path in tmp_path.iterdir()] == ["pinstorm-1-of-another"]
 
 
+def test_files_that_are_only_named_alike_stay(tmp_path: Path) -> None:
+    """What is removed is a regular empty file of that very name and user, of a dead process."""
+    dead = 2**22 + 1  # above any pid_max
+    stale = f"pinstorm-{dead}-{'0a' * 8}"
+    others = {
+        "pinstorm-2026-11-21.log",
+        f"pinstorm-{dead}-notes",
+        f"pinstorm-{dead}-{'0A' * 8}",
+        f"pinstorm-{os.getpgrp()}-{'0a' * 8}",
+        f"pinstorm-{dead}-{'0b' * 8}",
+        f"pinstorm-{dead}-{'0c' * 8}",
+    }
+    for name in (stale, *others):
+        (tmp_path / name).touch()
+    (tmp_path / f"pinstorm-{dead}-{'0b' * 8}").write_text("written to")
+    (tmp_path / f"pinstorm-{dead}-{'0c' * 8}").unlink()
+    (tmp_path / f"pinstorm-{dead}-{'0c' * 8}").mkdir()
+    scratch.remove_left(str(tmp_path), 2026)
+    assert {path.name for path in tmp_path.iterdir()} == {stale, *others}
+    scratch.remove_stale(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == others
+    (tmp_path / stale).touch()
+    scratch.remove_left(str(tmp_path), dead)
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
 # -- settles -----------------------------------------------------------------------------------
 
 

@@ -486,11 +486,65 @@ def test_what_a_users_others_hold_counts_for_a_shared_budget() -> None:
         held = [holding for holding in found.holdings if holding.pid == one.pid]
         assert [(holding.kind, holding.size_bytes) for holding in held] == [("io-uring", SIZE)]
         # what it holds itself is no other's
-        own = look("ENOMEM", pid=one.pid).holdings
-        assert own is not None
-        assert one.pid not in {holding.pid for holding in own}
+        seen = look("ENOMEM", pid=one.pid)
+        assert seen.holdings is not None
+        assert one.pid not in {holding.pid for holding in seen.holdings}
+        assert seen.own_holdings is not None
+        assert [(held.kind, held.size_bytes) for held in seen.own_holdings] == [("io-uring", SIZE)]
+        assert found.own_holdings == ()
         # not for a refusal that no budget explains
         assert look("EINTR", pid=other.pid).holdings is None
+
+
+def test_a_ring_that_several_processes_reach_counts_once() -> None:
+    holder = f"""
+        import mmap, os, sys
+        sys.path[:0] = {sys.path!r}
+        from workloads import libc
+        ring = libc.io_uring_setup(4)
+        address = libc.mmap(0, {SIZE}, 3, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS)
+        assert libc.io_uring_register(
+            ring, libc.IORING_REGISTER_BUFFERS, libc.iovecs([(address, {SIZE})]), 1) == 0
+        inherited = os.fork()
+        if not inherited:
+            os.close(1)
+            sys.stdin.read()
+            os._exit(0)
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            one = stack.enter_context(program(holder, **as_nobody(), stderr=subprocess.DEVNULL))
+        except AssertionError:
+            pytest.skip("no ring with a registered buffer can be made here")
+        (child,) = psutil.Process(one.pid).children()
+        other = stack.enter_context(program("", **as_nobody()))
+        if look("ENOMEM", pid=other.pid).holdings is None:
+            pytest.skip("this user is not bound by the limit")
+        for pid in (one.pid, child.pid, other.pid):
+            seen = look("ENOMEM", pid=pid)
+            assert seen.holdings is not None
+            assert seen.own_holdings is not None
+            every = (*seen.holdings, *seen.own_holdings)
+            held = [held for held in every if held.pid in (one.pid, child.pid)]
+            assert [(held.kind, held.size_bytes) for held in held] == [("io-uring", SIZE)], pid
+
+
+def test_names_that_speak_to_a_terminal_are_made_harmless(
+    mapped: Callable[..., int], tmp_path: Path
+) -> None:
+    path = tmp_path / "a\x1b[31mred"
+    path.write_bytes(bytes(PAGE))
+    with path.open("r+b") as file:
+        address = mapped(PAGE, WRITABLE, libc.MAP_SHARED, file.fileno())
+    assert only(look("EFAULT", (address, PAGE))).path.endswith("a?[31mred")
+    named = r"""
+        with open("/proc/self/comm", "w") as comm:
+            comm.write("x\x1b]0;y\x07")
+    """
+    with program(named) as one:
+        found = evidence.of_process(one.pid, "io_uring_register", "EFAULT")
+        assert found.process is not None
+        assert found.process.name == "x?]0;y?"
 
 
 def test_a_users_others_do_not_count_for_whom_the_limit_does_not_bind() -> None:

@@ -3,10 +3,12 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,22 @@ def test_a_case_of_a_bundle() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "longterm-on-dax (likely)" in done.stdout
     assert "instead: rdma-register-odp/dax-shared/rw/64KiB\n" in done.stdout
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_failure(unbuffered: str) -> None:
+    """``pinstorm explain … | head -1``: the pipe is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pinstorm", "explain", str(BUNDLE), "*"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    try:
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_cases_of_a_bundle_as_json() -> None:
@@ -90,6 +108,9 @@ def test_the_command_that_is_told_helps_the_process(
         (("--errno", "ENOMEM"), "add --call"),
         (("--errno", "ENOPE", "--call", "ibv_reg_mr"), "errno ENOPE is none that Linux has"),
         (("--errno", "ENOMEM", "--call", "ibv_reg_mr", "--size", "64KB"), "KB"),
+        (("--errno", "ENOMEM", "--call", "ibv_reg_mr", "--size", "0"), "--size 0 asks for no memo"),
+        (("--errno", "ENOMEM", "--call", ""), "--call is empty"),
+        (("--errno", "ENOMEM", "--call", " "), "--call is empty"),
         (("--errno", "ENOMEM", "--call", "ibv_reg_mr", "--pid", "4194305"), "process 4194305"),
         ((str(BUNDLE), CASE, "--pid", "1"), "--size and --pid speak of another program"),
         (("/nonexistent", CASE), "/nonexistent"),
@@ -100,3 +121,44 @@ def test_mistakes_are_one_sentence(arguments: tuple[str, ...], words: str) -> No
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_call_cannot_speak_to_the_terminal() -> None:
+    done = pinstorm("--call", "ibv_\x1b[31mreg", "--errno", "ENOMEM")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert done.stdout.startswith("ibv_?[31mreg gave ENOMEM")
+
+
+@pytest.mark.parametrize("damaged", [{"process": 5}, {"pieces": "x"}, 5, [1]])
+@pytest.mark.parametrize("command", ["explain", "report"])
+def test_damaged_evidence_of_a_bundle_ends_nothing(
+    damaged: Any, command: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, bundle)
+    journal = bundle / "journal.jsonl"
+    (bundle / "cases.parquet").unlink()
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    records = [{**record, "evidence": damaged} for record in lines]
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
+    if command == "explain":
+        done = pinstorm(str(bundle), CASE)
+        assert done.returncode == 0
+        assert "evidence is damaged" in done.stdout
+    else:
+        words = [sys.executable, "-m", "pinstorm", "report", str(bundle), "--rejudge", "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert "evidence is damaged" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("uid", ["4000000000000", "4294967295"])
+def test_a_user_that_cannot_be_is_one_sentence(uid: str) -> None:
+    for option in ("--uid", "--user"):
+        words = [sys.executable, "-m", "pinstorm", "pins", option, uid]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"pinstorm: user {uid} is no user: ids of users go up to 4294967294\n"
+        )

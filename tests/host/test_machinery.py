@@ -21,7 +21,7 @@ import run_cases
 import workloads
 from pinstorm import bundle, containment, host, journal, lock, session, suite
 from pinstorm.errors import UsageError
-from telemetry import cgroup, hugepages, mountinfo
+from telemetry import cgroup, gup_trace, hugepages, mountinfo
 from telemetry.vmstat import Counters, settle
 from workloads import libc
 from workloads.memory import HUGE_BYTES
@@ -158,9 +158,10 @@ def take_descriptor(pid: int, descriptor: int) -> int:
 def leaves() -> list[Path]:
     """Those of no other run that is alive."""
     own = cgroup.own_v2()
-    found = [] if own is None else list(own.glob("pinstorm-*"))
-    pids = {path: int(path.name.removeprefix("pinstorm-")) for path in found}
-    return [path for path, pid in pids.items() if pid == os.getpid() or not psutil.pid_exists(pid)]
+    found = [] if own is None else list(own.glob("pinstorm_*"))
+    return [
+        path for path in found if path.name == gup_trace.own_name() or gup_trace.is_stale(path.name)
+    ]
 
 
 def descriptors() -> set[str]:
@@ -503,9 +504,9 @@ def test_killed_in_mid_case(tmp_path: Path, io_uring: None) -> None:
     with pytest.raises(UsageError, match=rf"another pinstorm run \(pid {process.pid}\)"):
         with lock.only_run():
             pass
-    leaf = leaves()
     process.kill()
     finish(process)
+    leaf = leaves()  # of a dead run now
     assert wait_until(lambda: all(gone(pid) for pid in noted_pids(tmp_path)), GONE_DEADLINE_S)
     assert wait_until(lambda: lock_is_free(process.pid), GONE_DEADLINE_S)
     with open(path / bundle.JOURNAL, "ab") as file:

@@ -1,7 +1,6 @@
 """configs/failures.toml on three kernels: the cause that is named is the one that was made, and
 what explain says will help does help."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,9 +163,7 @@ def check_remedy(record: Record, records: dict[str, Record]) -> None:
         assert records[instead]["outcome"] == "ok", (case, instead, records[instead]["verdict"])
 
 
-@pytest.mark.skipif(
-    os.environ.get("PINSTORM_SLOW") != "1", reason="half a million regions: PINSTORM_SLOW=1"
-)
+@pytest.mark.slow  # half a million regions
 def test_the_device_has_no_more_regions(backports: Kernel, lab_tmp: Path) -> None:
     loaded = suite.load("max-mr")
     plan, _ = suite.plan(loaded)

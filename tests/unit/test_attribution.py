@@ -228,6 +228,29 @@ def test_a_leak_is_what_stays_until_the_process_ends(
     assert judged(pins=noisy(remaining=remaining)) == expected
 
 
+@pytest.mark.parametrize("others", [{"noise": 1}, {"noise": 0, "recent": 1}, {"noise": 4095}])
+@pytest.mark.parametrize("watched", [{}, {"stayed": 4096}])
+def test_what_is_more_than_others_move_and_never_goes_is_a_leak(
+    others: dict[str, int], watched: dict[str, int]
+) -> None:
+    left = noisy(leaked=4096, orphaned=4096, remaining=[4096, 4096], **others, **watched)
+    assert judged(pins=left) == ("fail", "orphaned")
+    assert judged(pins=left, outcome="EIO", failed_call="read") == ("fail", "outcome")
+
+
+def test_a_leak_below_what_others_move_is_nobodys_and_nobody_says_there_is_none() -> None:
+    left = noisy(leaked=PAGES, orphaned=PAGES, remaining=[PAGES, PAGES], stayed=PAGES)
+    assert judged(pins=left) == ("pass", "noisy-window")
+    rdma = {"workload": "rdma-register", "params": {"access": "rw", "size_bytes": BYTES}}
+    accounted = {"vmpin_bytes": {"held": BYTES, "after": 0}, **rdma}
+    found = attribute(record(pins=left, **accounted))
+    assert found is not None
+    assert (found["leaked"], found["method"]["leaked"]) == (None, "unattributable")
+    gone = attribute(record(pins={**left, "stayed": 0}, **accounted))
+    assert gone is not None
+    assert (gone["leaked"], gone["method"]["leaked"]) == (0, "vmpin")
+
+
 def test_what_the_trace_shows_is_judged_beside_others() -> None:
     assert judged(pins=noisy(), gup_calls=[call(), BEHIND])[0] == "pass"
     twice = [call(calls=2, pages_returned=32), BEHIND]

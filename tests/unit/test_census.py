@@ -452,6 +452,14 @@ def test_the_listing_fits_100_columns_and_names_everything(
     assert "57 processes" in text
 
 
+def test_what_is_nobodys_is_so_only_as_far_as_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "by no process that was seen" in shown(TAKEN, monkeypatch)
+    assert "accounted for by no process" not in shown(TAKEN, monkeypatch)
+    text = shown(replace(TAKEN, hidden=()), monkeypatch)
+    assert "accounted for by no process" in text
+    assert "that was seen" not in text
+
+
 def test_the_json_is_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
     document = json.loads(shown(TAKEN, monkeypatch, as_json=True))
     assert document["outstanding_pages"] == 9000

@@ -196,7 +196,14 @@ MADE = [
         seen(
             a_piece(),
             groups=(
-                Group("/sys/fs/cgroup/c", "memory", "memory", 1 << 20, (1 << 20) - 8 * KIB, 3),
+                Group(
+                    "/sys/fs/cgroup/c",
+                    "memory",
+                    "memory",
+                    1 << 20,
+                    (1 << 20) - 8 * KIB,
+                    reclaimable=0,
+                ),
             ),
         ),
     ),

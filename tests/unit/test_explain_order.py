@@ -113,7 +113,7 @@ def test_of_one_mapping_the_kernel_asks_for_device_memory_first() -> None:
 
 
 def test_the_budget_and_then_the_mapping() -> None:
-    rival = Holding(99, "python3", "umem", 1008 * KIB)
+    rival = Holding(99, "python3", "xdp-umem", 1008 * KIB)
     evidence = Evidence(an_ordinary_process(1 << 20), (EXT4,), (rival,))
     record = a_record("af-xdp-umem", "anon", "ENOBUFS", "XDP_UMEM_REG", **USER)
     assert causes(explained(record, evidence)) == ["pin-budget-of-user", "longterm-on-file"]

@@ -95,10 +95,14 @@ def test_a_failed_case_tells_all_of_it() -> None:
     for text in ("\n".join(reason.sentences(failed, "pinstorm run x")), shown([failed])):
         assert "cause: memlock-limit (certain)" in text
         assert "RLIMIT_MEMLOCK is 32 KiB" in text
-        assert "command: prlimit --pid 4242 --memlock=65536:65536" in text
+        assert "then: prlimit --pid 4242 --memlock=65536:65536" in text
+        # it is for a process that is gone
+        assert "command:" not in text
     one = made_of(failed)
     for document in (junit.text([one], lambda _: "x"), ktap.text([one], lambda _: "x")):
         assert "cause memlock-limit" in document
+        assert "then: prlimit --pid 4242" in document
+        assert "command: prlimit" not in document
 
 
 def test_a_case_is_explained(one_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +110,19 @@ def test_a_case_is_explained(one_bundle: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert out.startswith(f"{REFUSED['case']} on ")
     assert "memlock-limit (certain)" in out
+    assert "would have helped that process then: prlimit --pid 4242 --memlock=65536:65536\n" in out
+    assert "command:" not in out
+
+
+def test_a_process_that_lives_is_told_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = Evidence(an_ordinary_process(32 * KIB))
+    monkeypatch.setattr(explanation.evidence, "of_process", lambda *_: seen)
+    explanation.show_failure("ibv_reg_mr", "ENOMEM", 64 * KIB, 4242, False)
+    out = capsys.readouterr().out
     assert "command: prlimit --pid 4242 --memlock=65536:65536\n" in out
+    assert reason.HELPED not in out
 
 
 def test_a_glob_explains_every_case_that_was_refused(

@@ -374,7 +374,7 @@ def test_container_is_not_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_only_what_a_dead_process_of_this_namespace_made_is_stale() -> None:
-    own = gup_trace._own_name()
+    own = gup_trace.own_name()
     pid, start, namespace = own.removeprefix("pinstorm_").split("_")
     assert int(pid) == os.getpid()
     assert not gup_trace.is_stale(own)

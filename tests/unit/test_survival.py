@@ -107,6 +107,8 @@ def short(judgement: Judgement) -> tuple[str, str | None]:
         ("times = 0", "0 is no number from 1 to 64"),
         ("times = true", "true is no number"),
         ("settles = -1", "settles = -1"),
+        ('kill = "hold"\nsettles = 7', "settles = 7 comes after a kill"),
+        ('kill = "hold"\nremedy = true', "give remedy and kill in two entries"),
         ('settles = "many"', 'settles = "many"'),
     ],
 )
@@ -118,12 +120,13 @@ def test_a_wrong_value_is_one_sentence(line: str, words: str) -> None:
 
 
 def test_the_keys_reach_the_cases() -> None:
-    lines = 'times = [1, 2]\nduring = "fork"\nkill = "hold"\nsettles = 7\n'
+    lines = 'times = [1, 2]\nduring = "fork"\nkill = "hold"\n'
     cases = suite.expand(suite.parse(ENTRY + lines, "x.toml")).cases
     assert sorted(case.id for case in cases) == [
         "rdma-register/anon/rw/4MiB/during=fork/kill=hold",
         "rdma-register/anon/rw/4MiB/during=fork/kill=hold/times=2",
     ]
+    cases = suite.expand(suite.parse(ENTRY + "settles = 7\n", "x.toml")).cases
     assert {case.settles for case in cases} == {7}
 
 
@@ -215,6 +218,18 @@ def test_a_disturbance_that_was_refused_shows_nothing() -> None:
     assert short(judge(disturbed(disturbed=how))) == ("fail", "disturb")
 
 
+@pytest.mark.parametrize("during", DISTURBANCES)
+def test_a_disturbance_that_never_happened_shows_nothing(during: str) -> None:
+    judgement = judge(disturbed(during, disturbed=None))
+    assert short(judgement) == ("fail", "disturb")
+    assert during in judgement.expected["broken"][0]
+
+
+def test_a_refusal_that_was_expected_leaves_nothing_to_disturb() -> None:
+    refused = disturbed(disturbed=None, outcome="ENOMEM")
+    assert survival.of_disturbance(refused, 0) == []
+
+
 # -- kill --------------------------------------------------------------------------------------
 
 
@@ -232,6 +247,44 @@ def test_what_a_killed_case_leaves_fails_it(phase: str) -> None:
     assert short(judge(left)) == ("fail", "orphaned")
     reported = killed(phase, kmsg=["WARNING: CPU: 0 PID: 7 at mm/gup.c:1 x+0x1/0x2"])
     assert short(judge(reported)) == ("fail", "kernel-log")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("others", [{"noise": 1}, {"recent": 1}, {"noise": 4095}])
+@pytest.mark.parametrize("watched", [{}, {"stayed": 4096}])
+def test_what_is_more_than_others_move_outlives_the_kill(
+    phase: str, others: dict[str, int], watched: dict[str, int]
+) -> None:
+    left = killed(phase)
+    left["pins"].update(orphaned=4096, exact=False, **others, **watched)
+    judgement = judge(left, lab=False)
+    assert short(judgement) == ("fail", "orphaned")
+    assert "4096 pages stayed after the process had ended" in judgement.expected["broken"][0]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("stayed", [-4096, 0, 1, 4096])
+def test_what_others_can_hold_after_the_kill_is_nobodys_failure(phase: str, stayed: int) -> None:
+    """The last look may have met them at the top of their loop."""
+    left = killed(phase)
+    left["pins"].update(orphaned=9000, stayed=stayed, exact=False, noise=70, recent=4096)
+    assert short(judge(left, lab=False)) == ("pass", "noisy-window")
+
+
+def test_stale_counters_are_allowed_for_in_what_stays() -> None:
+    left = killed()
+    left["pins"].update(orphaned=57, stayed=57, exact=False, noise=1, bound=28)
+    assert short(judge(left, lab=False)) == ("pass", "noisy-window")
+    left["pins"].update(orphaned=58, stayed=58)
+    assert short(judge(left, lab=False)) == ("fail", "orphaned")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("noise", [0, 1])
+def test_a_kill_after_which_nobody_could_look_is_no_plain_pass(phase: str, noise: int) -> None:
+    unseen = killed(phase)
+    unseen["pins"].update(orphaned=None, noise=noise)
+    assert short(judge(unseen)) == ("pass", "telemetry-unavailable")
 
 
 @pytest.mark.parametrize("sent", [None, 11])

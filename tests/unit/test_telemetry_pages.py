@@ -131,7 +131,6 @@ def test_placement_by_zone_cma_and_node(monkeypatch: pytest.MonkeyPatch) -> None
     assert place.zones == {"DMA32": 1, "Normal": 4}
     assert place.nodes == {"0": 5}
     assert place.cma_pages == 2
-    assert place.movable_pages == 2
     assert place.folio_orders == {"0": 5}
     assert (place.present_pages, place.absent_pages) == (5, 3)
     assert place.to_json()["zones"] == {"DMA32": 1, "Normal": 4}
@@ -156,7 +155,6 @@ def test_placement_without_kpageflags(monkeypatch: pytest.MonkeyPatch) -> None:
     assert place.zones == {"Movable": 1, "none": 1}
     assert place.cma_pages is None
     assert place.folio_orders is None
-    assert place.movable_pages == 1
 
 
 def test_the_cma_area_of_a_real_log_is_as_large_as_meminfo_says() -> None:

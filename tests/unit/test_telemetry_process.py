@@ -203,6 +203,16 @@ def test_limits_are_collected_up_the_tree(tmp_path: Path) -> None:
     assert found == [None, MemoryLimit(str(tmp_path / "a"), 4096, 1024, 512), None]
 
 
+def test_the_limit_of_v1_is_in_another_file(tmp_path: Path) -> None:
+    (tmp_path / "memory.limit_in_bytes").write_text("4096\n")
+    (tmp_path / "memory.usage_in_bytes").write_text("1024\n")
+    found = cgroup._limit(
+        tmp_path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    )
+    assert found is not None
+    assert (found.limit_file, found.limit_bytes) == ("memory.limit_in_bytes", 4096)
+
+
 def test_a_huge_page_pool() -> None:
     files = {"nr_hugepages": "8\n", "free_hugepages": "5\n", "resv_hugepages": "2\n"}
     pool = hugepages.parse(files, 2 << 20)

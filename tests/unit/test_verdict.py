@@ -445,3 +445,31 @@ def test_a_refusal_before_any_page_moves_nothing() -> None:
     moved = refused("EOPNOTSUPP", "dax-shared", migrate={"success": 999, "fail": 0})
     moved["pins"] |= {"acquire": {"acquired": 0, "released": 0}, "held": 0}
     assert short(judge(moved)) == ("fail", "migrate")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "then", "outcome", "verdict_of"),
+    [
+        (0, "memlock-limit", "ENOMEM", "fail"),
+        (0, "cgroup-rdma-limit", "ENOMEM", "pass"),
+        (1, None, "ENOMEM", "pass"),
+        (None, None, "ENOMEM", "pass"),
+        (0, None, "ok", "pass"),
+    ],
+)
+def test_a_remedy_that_was_applied_and_did_not_help_fails(
+    exit_code: int | None, then: str | None, outcome: str, verdict_of: str
+) -> None:
+    """Another cause behind the first is no failure of its remedy; nor is one that is refused."""
+    retry = {
+        "cause": "memlock-limit",
+        "command": "prlimit --pid 7 --memlock=1:1",
+        "applied": {"exit": exit_code, "said": ""},
+        "outcome": outcome,
+        "then": then,
+    }
+    judged = judge(refused("EFAULT", "ext4-shared", retries=[retry]))
+    assert judged.verdict == verdict_of, judged
+    if verdict_of == "fail":
+        assert judged.reason == "remedy"
+        assert "did not help: memlock-limit came back" in judged.expected["broken"][0]

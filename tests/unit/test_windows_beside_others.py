@@ -2,11 +2,13 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
 
+from pinstorm import noise, pin_judgement
+from pinstorm.findings import Findings
 from pinstorm.talk import Deadline
 from pinstorm.windows import Expectancy, Windows
 from telemetry.vmstat import Counters, Snapshot
@@ -79,6 +81,65 @@ def test_a_loop_beside_it_is_noise_and_leaves_nothing() -> None:
 def test_a_leak_is_told_from_what_outlives_the_process(stays: int) -> None:
     windows = observed(itertools.repeat(7), leak=LEAK, stays=stays)
     assert windows.remaining == [LEAK, stays]
+
+
+def reasons(windows: Windows) -> list[str]:
+    """What is said of the end of such a case."""
+    findings = Findings()
+    figures = {
+        "noise": windows.noise_pages,
+        "recent": windows.recent_pages,
+        "stayed": windows.stayed,
+    }
+    pin_judgement.compare_remaining(figures, findings)
+    return findings.reasons
+
+
+def full_speed() -> Iterator[int]:
+    """A loop that is hardly ever met at its low point."""
+    return itertools.cycle((4096, 3000, 4000, 1700, 4095, 2500, 900))
+
+
+@pytest.mark.parametrize("others", [loop, full_speed])
+def test_more_than_a_loop_moves_and_never_goes_is_orphaned(
+    others: Callable[[], Iterator[int]],
+) -> None:
+    windows = observed(others(), leak=100_000, stays=100_000)
+    assert reasons(windows) == ["orphaned"]
+    assert windows.stayed is not None
+    # What drifted is taken off, for all anybody knows it stays as well.
+    assert 50_000 < windows.stayed <= 100_000 + 4096
+
+
+@pytest.mark.parametrize("others", [loop, full_speed])
+@pytest.mark.parametrize("stays", [0, 1, 700])
+def test_less_than_a_loop_moves_is_nobodys(others: Callable[[], Iterator[int]], stays: int) -> None:
+    windows = observed(others(), leak=stays, stays=stays)
+    assert reasons(windows) == []
+    assert windows.noise_pages or windows.recent_pages
+
+
+def test_without_others_all_that_stays_is_told() -> None:
+    windows = observed(itertools.repeat(7), leak=LEAK, stays=LEAK)
+    assert (windows.stayed, windows.noise_pages, windows.recent_pages) == (LEAK, 0, 0)
+    assert observed(itertools.repeat(7), leak=LEAK).stayed == 0
+
+
+def test_what_others_began_to_hold_while_the_child_stood_still_is_theirs() -> None:
+    counters = MadeUp(itertools.chain([5, 5], itertools.repeat(905)))
+    windows = Windows(CASE, cast(Counters, counters), Expectancy(), Deadline(30))
+    first = counters.snapshot()
+    windows.end("acquire", first, time.monotonic_ns())
+    windows.quiet(None)
+    windows.orphaned(first)
+    assert (windows.stayed, windows.noise_pages) == (0, 900)
+
+
+def test_a_low_point_is_watched_for_until_it_comes() -> None:
+    counters = MadeUp(itertools.chain([900, 4096, 500, 700, 20], itertools.repeat(4096)))
+    found = noise.low_point(cast(Counters, counters), 20)
+    assert found is not None
+    assert (found.least, found.rose, found.last.outstanding) == (20, 3196, 20)
 
 
 def test_one_burst_between_two_intervals_is_recent() -> None:
