@@ -492,7 +492,9 @@ def test_killed_runs_are_resumed(
     assert {record["seq"] for record in lost} == killed
     assert {record["reason"] for record in lost} <= {"run-killed"}
     expected = {"pass": None, "timeout": "deadline", "lost": "run-killed"}
-    assert {(r["verdict"], r["reason"]) for r in contents.records} <= set(expected.items())
+    # what the killed run's last case gave back is noise to the next one's first
+    seen = {(r["verdict"], r["reason"]) for r in contents.records} - {("pass", "noisy-window")}
+    assert seen <= set(expected.items())
     assert (path / bundle.CASES).exists()
 
 
@@ -692,7 +694,7 @@ def test_ordinary_user(tmp_path: Path, dio_scratch: Path) -> None:
             assert pins["bound"] > 0
             # A pass that could not have failed says so.
             hollow = pins["net_bound"] + pins["noise"] >= pages
-            hollow = hollow or pins["noise"] > 0
+            hollow = hollow or pins["noise"] > 0 or pins["recent"] > 0
             assert record["reason"] in (("inexact", "noisy-window") if hollow else (None,))
             truth = pages if record["workload"] == "io-uring-register" else 0
             assert abs(pins["held"] - truth) <= pins["bound"] + pins["noise"]

@@ -25,6 +25,8 @@ MESSAGE_BYTES = 64 << 10
 # perftest's own port, 18515, as /proc/net/tcp prints it; 0A is TCP_LISTEN, include/net/tcp_states.h
 _LISTENS = ":4853 00000000:0000 0A", ":4853 00000000000000000000000000000000:0000 0A"
 _DEADLINE_S = 60.0
+# An ordinary user may not reach the virtual environment of a checkout below root's home.
+PYTHON = "/usr/bin/python3"
 
 # What a library does that goes on without its region.
 REGISTERS = """
@@ -153,7 +155,7 @@ def explain_and_remedy(pid: int, size: str | None = None) -> dict[str, Any]:
 
 def registration() -> dict[str, Any]:
     """A program that lives on after the refusal, and tries again when it is told to."""
-    program = start([sys.executable, "-S", "-c", REGISTERS], as_nobody)
+    program = start([PYTHON, "-S", "-c", REGISTERS], as_nobody)
     assert program.stdin is not None
     assert program.stdout is not None
     try:
