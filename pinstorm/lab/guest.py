@@ -46,6 +46,15 @@ NEEDS_OF_PIECE = {
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
+    try:
+        _run(job)
+    except Exception as error:
+        # What a guest prints just before it goes down can be lost with it; a file is not.
+        _write(Path(job["failed"]), {"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def _run(job: dict[str, Any]) -> None:
     for module_name in job["include"]:
         workloads.include(module_name)
     zygote = Zygote(job["include"])  # imports while the set-up runs

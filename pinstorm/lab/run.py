@@ -69,7 +69,7 @@ class _Run:
     # Where the console of the case at hand begins: what came before is not its panic.
     console_bytes: int = 0
     console_seen_bytes: int = 0
-    # The last line that the guest's command wrote on standard error when it failed.
+    # What the guest's command failed of, or the last line of its standard error.
     last_words: str = ""
 
     @property
@@ -226,7 +226,8 @@ def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
     """One guest, until it has run its cases, died or hung; whether its command was started."""
     number = len(run.boots)
     job, report = run.path / f".job-{number}.json", run.path / f".boot-{number}.json"
-    bundle.write_json(job, _job(run, shape, todo, report))
+    failed = run.path / f".failed-{number}.json"
+    bundle.write_json(job, _job(run, shape, todo, report, failed))
     began_s = time.monotonic()
     run.console_bytes = run.console_seen_bytes = _size(run.console_path)
     # The host's module path, spelled out: what site and its .pth files do takes 2 s in a guest.
@@ -257,14 +258,17 @@ def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
                     **_read_report(report),
                 }
             )
-            job.unlink(missing_ok=True)
-            report.unlink(missing_ok=True)
+            run.last_words = str(_read_report(failed).get("error", ""))
+            for file in (job, report, failed):
+                file.unlink(missing_ok=True)
         if ended != 0:
             _keep_messages(run, guest, ended)
     return started
 
 
-def _job(run: _Run, shape: Shape, todo: Sequence[Planned], report: Path) -> dict[str, Any]:
+def _job(
+    run: _Run, shape: Shape, todo: Sequence[Planned], report: Path, failed: Path
+) -> dict[str, Any]:
     return {
         "run": run.path.parent.name,
         "accel": run.accelerator.name,
@@ -274,6 +278,7 @@ def _job(run: _Run, shape: Shape, todo: Sequence[Planned], report: Path) -> dict
         "trace": run.suite.trace is not False,
         "journal": str(run.journal_path),
         "report": str(report),
+        "failed": str(failed),
         "plan": [planned.to_json() for planned in todo],
     }
 
@@ -365,7 +370,8 @@ def _note_interrupted(run: _Run) -> None:
 def _keep_messages(run: _Run, guest: boot.Guest, ended: int | None) -> None:
     """What the guest's command and QEMU said goes to the console's file: results never do."""
     output, errors = guest.output()
-    run.last_words = next(reversed(errors.strip().splitlines()), "")
+    if not run.last_words:
+        run.last_words = next(reversed(errors.strip().splitlines()), "")
     with open(run.console_path, "a", encoding="utf-8") as console:
         for title, text in (
             ("guest command, standard output", output),

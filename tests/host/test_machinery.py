@@ -187,13 +187,10 @@ def test_crash_and_the_run_goes_on(run: Run, capfd: pytest.CaptureFixture[str]) 
     ]
     assert [r["verdict"] for r in records[1::2]] == ["pass"] * len(names)
     assert "KeyError: 'faulty on purpose'" in capfd.readouterr().err
-    assert [r["failed_phase"] for r in records[::2]] == [
-        "prepare",
-        "acquire",
-        "cycles",
-        "acquire",
-        "release",
-    ]
+    phases = [r["failed_phase"] for r in records[::2]]
+    assert phases[:-1] == ["prepare", "acquire", "cycles", "acquire"]
+    # Its alarm rings while it stands: the hold that looks at it, or the release that it is told.
+    assert phases[-1] in ("hold", "release")
     assert records[4]["timing_ns"]["first"] == 1  # what was seen before the crash is kept
     assert leaves() == []
 
