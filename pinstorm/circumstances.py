@@ -13,11 +13,11 @@ from typing import Final, Self
 
 import psutil
 
-from pinstorm import host
+from pinstorm import host, needs
 from pinstorm.containment import Containment
 from pinstorm.errors import PinstormError
 from telemetry import cgroup, maps, rdma_cgroup, sysctl
-from workloads.spec import Case, Surroundings
+from workloads.spec import Case, Need, Surroundings
 
 # Beyond what any process of the machine has now: nobody else is to meet the lowered limit.
 _SPARE_MAPPINGS: Final = 1000
@@ -50,8 +50,8 @@ class Circumstance:
                     _lower_mappings()
                 case "rdma-objects-limited":
                     _enable(rdma_cgroup.CONTROLLER)
-                case "memory-limited":
-                    _enable("memory")
+            if Need.CGROUP_MEMORY in needs.needs_of(self._case):
+                _enable("memory")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -374,12 +374,10 @@ def _plan(
     from pinstorm.units import parse_duration
 
     loaded = suites.load(suite)
-    changes: dict[str, Any] = {}
     if hold is not None:
-        changes["hold_s"] = parse_duration(hold)
+        loaded = loaded.with_hold(parse_duration(hold))
     if rounds is not None:
-        changes["rounds"] = rounds
-    loaded = replace(loaded, **changes)
+        loaded = replace(loaded, rounds=rounds)
     plan, notes = suites.plan(loaded, only_glob=only)
     if not quiet:
         for note in notes:
@@ -395,6 +393,8 @@ def _bar_listener(bar: Any) -> Any:
     def listen(line: Mapping[str, Any]) -> None:
         if "start" in line:
             bar.start(line["start"])
+        elif "load" in line and "ops_s" in line:
+            bar.load(line)
         elif "verdict" in line:
             bar.done(line)
 

@@ -108,6 +108,8 @@ class Leaves:
             _remove_leaf(self._leaf)
             _forget(self._leaf.name)
             self._leaf = None
+            # An antagonist that was killed has left its own: workloads.antagonists.reclaim.
+            remove_stale_leaves()
 
 
 def remove_stale_leaves() -> None:

@@ -3,6 +3,7 @@
 Everything in pages of PAGE_SIZE. ``held`` is acquired minus released when acquire has returned (or,
 where nothing may stay, when the counters rest); ``leaked`` the same over acquire and release.
 ``disturb``: what moved while the memory was disturbed (``during``), which should be nothing.
+``load``: what a load moved; what it did not give back by its end is part of ``leaked``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,13 +47,16 @@ def pins(
     """
     acquire, release, cycles = (deltas.get(phase) for phase in ("acquire", "release", "cycles"))
     if acquire is None:
-        unknown = dict.fromkeys(("acquire", "release", "disturb", "held", "leaked", "cycles"))
+        unknown = dict.fromkeys(
+            ("acquire", "release", "disturb", "load", "held", "leaked", "cycles")
+        )
         if orphaned is None:
             return None
         return {**trust, **unknown, "flagged": False, "orphaned": orphaned, "per_node": {}}
     if acquire.acquired is None or acquire.released is None or acquire.net is None:
         return None
-    leaked = acquire.net + ((release.net or 0) if release is not None else 0)
+    load = deltas.get("load")
+    leaked = sum(delta.net or 0 for delta in (acquire, load, release) if delta is not None)
     return {
         **trust,
         "flagged": _reached(trust["noise"], _moves(acquire)),
@@ -63,6 +67,7 @@ def pins(
         "leaked": leaked if release is not None or refused else None,
         "orphaned": orphaned,
         "disturb": _moves(deltas.get("disturb")),
+        "load": _moves(load),
         "cycles": _moves(cycles),
         "per_node": {str(node): list(pair) for node, pair in acquire.per_node.items()},
         "window_ns": dict(window_ns),

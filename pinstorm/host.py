@@ -115,8 +115,8 @@ def tool_commit() -> str | None:
 
 
 def _huge_pages(planned: Planned) -> int:
-    memory = workloads.memory_spec(planned.case.memory)
-    if Need.HUGETLB_2M not in memory.needs:
+    memories = workloads.memories(planned.case)
+    if not any(Need.HUGETLB_2M in memory.needs for memory in memories):
         return 0
     return workloads.mapped_bytes(planned.case) // HUGE_BYTES
 

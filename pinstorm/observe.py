@@ -63,6 +63,8 @@ class Observation:
         self._deadline = Deadline(case.deadline_s)
         self._windows = Windows(case, counters, expectancy, self._deadline)
         self._orphaned: int | None = None
+        # The processes of the case beside the child itself: job, process, pid.
+        self._members: list[dict[str, int]] = []
         self._settled: list[Delta] = []
         self._phases: dict[str, list[int]] = {}
         self._in_call = workloads.workload_spec(case.workload).scope == "call"
@@ -175,6 +177,7 @@ class Observation:
             self.record["placement"] = answer["placement"]
             self.record["memlock_bytes"] = answer["memlock_bytes"]
             self.record["region"] = answer["region"]
+            self._members = answer["members"]
             self._windows.memory_ns = answer["memory_ns"]
             return True
         self._refused("prepare", answer)

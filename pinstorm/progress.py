@@ -21,6 +21,8 @@ from pinstorm.units import format_seconds
 
 PLAIN_EVERY_CASES = 10
 PLAIN_EVERY_S = 5.0
+# A load can last for days.
+PLAIN_LOAD_EVERY_S = 30.0
 # How many of the latest cases the remaining time is reckoned from: a lab's boots come in between.
 ETA_CASES = 30
 
@@ -35,6 +37,9 @@ class Bar(Protocol):
 
     def done(self, record: Mapping[str, Any]) -> None:
         """A case ended; a record that is neither pass nor skip is told at once."""
+
+    def load(self, told: Mapping[str, Any]) -> None:
+        """How a load fares: ``load``, ``ops_s``, ``elapsed_s`` and ``duration_s``."""
 
     def note(self, text: str) -> None:
         """Say something that is no case: a boot, a set-up that failed."""
@@ -77,6 +82,11 @@ class PlainBar:
         due = self._tally.done - self._told_done >= PLAIN_EVERY_CASES
         if due or time.monotonic() - self._told_at >= PLAIN_EVERY_S:
             self._tell()
+
+    def load(self, told: Mapping[str, Any]) -> None:
+        if time.monotonic() - self._told_at >= PLAIN_LOAD_EVERY_S:
+            self._print(f"{told['load']}: {_load_words(told)}")
+            self._told_at = time.monotonic()
 
     def note(self, text: str) -> None:
         self._print(text)
@@ -134,6 +144,9 @@ class LiveBar:
         if record.get("verdict") not in QUIET_VERDICTS:
             self._progress.console.print(Text(_failure(record), style="red"))
         self._progress.update(self._task, completed=self._tally.done)
+
+    def load(self, told: Mapping[str, Any]) -> None:
+        self._progress.update(self._task, case=f"{told['load']}: {_load_words(told)}")
 
     def note(self, text: str) -> None:
         self._progress.console.print(Text(text, style="dim"))
@@ -204,6 +217,11 @@ class _CaseColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["case"], no_wrap=True, overflow="ellipsis")
+
+
+def _load_words(told: Mapping[str, Any]) -> str:
+    elapsed, whole = format_seconds(told["elapsed_s"]), format_seconds(told["duration_s"])
+    return f"{told['ops_s']:.0f} ops/s, {elapsed} of {whole}"
 
 
 def _failure(record: Mapping[str, Any]) -> str:

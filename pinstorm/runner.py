@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -207,7 +208,7 @@ class Runner:
         earlier = self._kernel_reports()
         try:
             with self._interrupts.raised():
-                observation = self._observe(case)
+                observation = self._observe(case, planned, journal.path.parent)
         except Interrupt:
             journal.interrupted(planned.seq, case.id)
             raise
@@ -218,28 +219,33 @@ class Runner:
         record["taint"] = taint.new_bits(tainted, taint.read())
         self._finish(planned, record, journal)
 
-    def _observe(self, case: Case) -> Observation:
-        observation = self._try(case)
+    def _observe(
+        self, case: Case, planned: Planned | None = None, bundle: Path | None = None
+    ) -> Observation:
+        observation = self._try(case, planned, bundle)
         if observation.unborn:  # the zygote died before the case could begin
-            observation = self._try(case)
+            observation = self._try(case, planned, bundle)
         return observation
 
-    def _try(self, case: Case) -> Observation:
+    def _try(self, case: Case, planned: Planned | None, bundle: Path | None) -> Observation:
         if not self.zygote.alive():
             self.zygote.close()
             self.zygote = Zygote(self.zygote.include)
             self.zygote.warm_up()
             self.witness.follow(self.zygote.pid)
         contained = self._leaves.containment(self.zygote.pid, self.zygote.mark)
-        observation = Observation(
-            case,
-            self.survey.around,
-            self.counters,
-            self._expectancy,
-            contained,
-            self.witness,
-            lab=self.identity.lab,
-        )
+        around, lab = self.survey.around, self.identity.lab
+        common = (around, self.counters, self._expectancy, contained, self.witness)
+        observation: Observation
+        if case.load is None or planned is None or bundle is None:
+            observation = Observation(case, *common, lab=lab)
+        else:
+            # Only now: a guest without a load has no time for what one needs.
+            from pinstorm.load.observation import LoadObservation
+
+            observation = LoadObservation(
+                planned, *common, lab=lab, bundle=bundle, told=self.listener
+            )
         try:
             observation.run(self.zygote)
         except Interrupt:

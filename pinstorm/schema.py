@@ -6,7 +6,7 @@ there. Values that are themselves tables are stored as JSON text.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Any, Literal
@@ -229,6 +229,8 @@ COLUMNS = (
         "release_median_ns", "Int64", "ns", "call", "lower median of release_ns", "release_median"
     ),
     Column("phases", "Json", "ns", "case", "[begin, end] of each phase, CLOCK_MONOTONIC"),
+    Column("jobs", "Json", "", "process", "of a load: each job's figures, rates and latencies"),
+    Column("load", "Json", "", "case", "of a load: steadiness, soak, sampler, what ended it"),
     Column("outcomes", "Json", "", "case", "cycles by outcome, observed and timed"),
     Column("owner_errors", "List(String)", "", "process", "releases of resources that failed"),
     Column("kmsg", "List(String)", "", "machine", "lines of the kernel log that are judged"),
@@ -248,10 +250,10 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {column.name: column.value(derived) for column in COLUMNS}
 
 
-def markdown() -> str:
+def markdown(columns: Sequence[Column] = COLUMNS) -> str:
     """The table of columns for the documentation."""
     lines = ["| column | type | unit | scope | meaning |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {c.name} | {c.type} | {c.unit} | {c.scope} | {c.meaning} |" for c in COLUMNS]
+    lines += [f"| {c.name} | {c.type} | {c.unit} | {c.scope} | {c.meaning} |" for c in columns]
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pinstorm import __version__, budget, bundle, containment, host, journal, needs
 from pinstorm.errors import Interrupted
 from pinstorm.journal import Journal
+from pinstorm.load import series
 from pinstorm.lock import only_run
 from pinstorm.runner import Identity, Interrupt, Runner
 from pinstorm.spawn import Zygote
@@ -96,6 +97,7 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
     outcome.notes += not_restored
     outcome.records = journal.read(outcome.path / bundle.JOURNAL).records
     bundle.finish(outcome.path)
+    series.finish(outcome.path, identity.run)
     return outcome
 
 

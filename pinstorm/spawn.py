@@ -46,6 +46,8 @@ class Zygote:
             **os.environ,
             MARK: self.mark,
             "PYTHONHASHSEED": "0",
+            # A load's numpy must not start threads: no process with several may be forked.
+            "OPENBLAS_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),
         }

@@ -1,29 +1,34 @@
 """Suites: TOML files that expand to cases.
 
-A suite has a ``[run]`` table and ``[[matrix]]`` entries; an entry is the product of its lists, less
-what ``[[matrix.exclude]]`` and the ``[[exclude]]`` of all entries name, each with its reason.
-Whatever is wrong with the file is a UsageError of one sentence that names the file, the entry, the
-value and the remedy. What a kernel refuses is a case; only what no kernel could run is an error.
+A suite has a ``[run]`` table, ``[[matrix]]`` and ``[[load]]`` entries. A load is one case
+(pinstorm.suite_load). A matrix is the product of its lists, less what ``[[matrix.exclude]]`` and
+the ``[[exclude]]`` of all entries name, each with its reason. Whatever is wrong with the file is a
+UsageError of one sentence that names the file, the entry, the value and the remedy. What a kernel
+refuses is a case; only what no kernel could run is an error.
 """
 
 import hashlib
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import configs
-from pinstorm import suite_file
+from pinstorm import suite_file, suite_load
 from pinstorm.errors import UsageError
-from pinstorm.suite_file import Exclude, Matrix, Run, listed, nearest, plural
-from workloads import circumstance_spec, go_together, workload_spec
+from pinstorm.suite_file import Exclude, Matrix, Run
+from pinstorm.suite_values import listed, nearest, plural
+from workloads import circumstance_spec, go_together, load_case, workload_spec
+from workloads.load.spec import Load
 from workloads.spec import Case, Planned
 
 SHIPPED = Path(configs.__file__).parent
+
+_SLOW_DISK_BYTES_S = 20e6
 
 # What a parameter is when the suite does not give it and the workload's spec has no default: such
 # a value is left out of the case, so that saying it changes no case's id.
@@ -87,6 +92,15 @@ class Suite:
     # Whether to trace the kernel's calls; None: in the lab, not on a host.
     trace: bool | None
     entries: tuple[Entry, ...]
+    loads: tuple[Load, ...] = ()
+
+    def with_hold(self, hold_s: float) -> "Suite":
+        """The same, holding that long: every case, and every load."""
+        loads = tuple(
+            replace(load, duration_s=hold_s, interval_s=min(load.interval_s, hold_s))
+            for load in self.loads
+        )
+        return replace(self, hold_s=hold_s, loads=loads)
 
     def to_manifest(self) -> dict[str, Any]:
         """The manifest's ``suite``; pinstorm.bundle.check_resume reads it back."""
@@ -157,6 +171,7 @@ def parse(text: str, origin: str) -> Suite:
         hold_s=run.hold,
         trace=run.trace,
         entries=tuple(_entry(matrix, run, file.exclude) for matrix in file.matrix),
+        loads=tuple(suite_load.load_of(load, seed=run.seed, hold_s=run.hold) for load in file.load),
     )
 
 
@@ -174,9 +189,15 @@ def expand(suite: Suite, round_index: int = 0) -> Expansion:
             known = cases.setdefault(case.id, case)
             if known is not case:
                 notes.merge(case, known)
+    for load in suite.loads:
+        case = load_case(load, suite.deadline_s + _laying_out_s(load))
+        if cases.setdefault(case.id, case) is not case:
+            raise UsageError(
+                f"suite {suite.origin} has two loads of the name {load.name}; rename one of them"
+            )
     if not cases:
         raise UsageError(
-            f"suite {suite.origin} expands to no case; add a [[matrix]] entry, "
+            f"suite {suite.origin} expands to no case; add a [[matrix]] or [[load]] entry, "
             "or exclude less in those it has"
         )
     ordered = list(cases.values())
@@ -267,6 +288,12 @@ def _entry(matrix: Matrix, run: Run, everywhere: Sequence[Exclude]) -> Entry:
             for exclude in (*matrix.exclude, *everywhere)
         ),
     )
+
+
+def _laying_out_s(load: Load) -> float:
+    """What writing the files of a load may take, on a slow disk."""
+    direct = [job for job in load.jobs if job.workload.startswith("dio-")]
+    return sum(job.file_bytes * job.processes for job in direct) / _SLOW_DISK_BYTES_S
 
 
 def _entry_cases(entry: Entry, hold_s: float, notes: "_Notes") -> Iterator[Case]:

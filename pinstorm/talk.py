@@ -105,6 +105,8 @@ class Talk:
         The zygote, or its end, says that the child is gone; the end of the child's own socket does
         not, as long as something that it forked has it open.
         """
+        if self._child.channel.has_message:
+            return True
         left_s = max(0, until_ns - time.monotonic_ns()) / 1e9
         fileno = self._child.channel.fileno()
         ready, _, _ = select.select([fileno, self._zygote_fileno], [], [], left_s)

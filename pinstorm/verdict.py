@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pinstorm import conformance, explain, oracle, pin_judgement, survival
 from pinstorm.findings import Findings
+from pinstorm.load import judgement as load_judgement
 from pinstorm.oracle import Expectation, Figure, Machine, NoRule, Range
 from pinstorm.witness import NOT_ASKED
 from telemetry import kmsg, taint
@@ -68,6 +69,7 @@ def judge(record: Mapping[str, Any], *, kernel: str | None = None, lab: bool = T
         undecided = expected.undecided if expected else None
         doubt = _end_unread(record) or pins_said or _unread(record, expected)
         doubt = doubt or _inexact(record, expected) or _not_witnessed(record)
+        doubt = doubt or load_judgement.doubt(record)
         verdict, reason = "pass", undecided or doubt
     said = expected.to_json() if expected is not None else {"rule": None, "outcomes": []}
     if pins_said is not None and verdict != "skip":
@@ -130,6 +132,8 @@ def _case_of(record: Mapping[str, Any]) -> Case:
 
 def _expected(record: Mapping[str, Any], kernel: str | None) -> tuple[Expectation | None, str]:
     """The expectation, or why there is none."""
+    if load_judgement.is_load(record):
+        return load_judgement.EXPECTED, ""
     case = _case_of(record)
     release = kernel or record["kernel"]
     try:
@@ -198,6 +202,8 @@ def _unread(record: Mapping[str, Any], expected: Expectation | None) -> str | No
 
 def _not_witnessed(record: Mapping[str, Any]) -> str | None:
     """A pass whose calls were asked to be traced, and were not seen."""
+    if load_judgement.is_load(record):
+        return None
     missing = record.get("no_trace")  # of a bundle older than the witness, nothing is said
     if missing in (None, NOT_ASKED) or record.get("failed_phase") == "prepare":
         return None
@@ -224,6 +230,7 @@ def _compare(
     lab: bool,
     pins_judged: bool,
 ) -> None:
+    findings.add_all(load_judgement.broken(record))
     outcome_broken = _compare_outcome(record, expected, findings)
     _compare_calls(record, findings, kernel=kernel, lab=lab)
     if not outcome_broken:

@@ -21,7 +21,7 @@ from errno import EADDRNOTAVAIL, EBUSY, EINVAL, ENOENT
 from pathlib import Path
 from typing import Final
 
-from telemetry import kernel_config, mountinfo
+from telemetry import kernel_config, mountinfo, process_stat
 from telemetry.btf import Btf, NotBtf
 from telemetry.gup_calls import MACROS, RETURN, Event, Lost, Seen, add_up, parse
 
@@ -331,12 +331,11 @@ def _start_time(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat behind the comm, which may contain spaces; see proc(5)."""
+    """None when it is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        return process_stat.read_fields(pid)
     except OSError:
         return None
-    return text.rpartition(")")[2].split()
 
 
 def _is_kernel_thread(pid: int, comm: str) -> bool:

@@ -5,8 +5,12 @@ many there may be: pins split mappings where MADV_DONTFORK is set per region. Se
 Documentation/filesystems/proc.rst.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+# The kernel gives at most a page or so at a time.
+_READ_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,14 @@ def limited_count(text: str) -> int:
 
 def vma_count(pid: int | str = "self") -> int:
     """How many mappings: one line each. [vsyscall] is listed, yet not counted by the limit."""
-    return _path(pid).read_bytes().count(b"\n")
+    fd = os.open(_path(pid), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = 0
+        while data := os.read(fd, _READ_BYTES):
+            lines += data.count(b"\n")
+        return lines
+    finally:
+        os.close(fd)
 
 
 def _path(pid: int | str) -> Path:

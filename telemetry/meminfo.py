@@ -5,10 +5,14 @@ size; levels; machine-wide, not per cgroup. MemAvailable since Linux 3.14; CmaTo
 on kernels with CONFIG_CMA. See Documentation/filesystems/proc.rst.
 """
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
+
+_READ_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +68,35 @@ def parse(text: str) -> MemInfo:
 
 def read() -> MemInfo:
     return parse(MEMINFO.read_text(encoding="ascii"))
+
+
+class Levels:
+    """Some lines of the file, which is held open: ``names``, those that this kernel has.
+
+    ``wanted``: the kernel's names, ``MemFree``, ``CmaFree``, …
+    """
+
+    def __init__(self, wanted: Iterable[str]):
+        """OSError where there is no such file."""
+        self._fd = os.open(MEMINFO, os.O_RDONLY | os.O_CLOEXEC)
+        data = self.read()
+        self.names = tuple(name for name in wanted if f"\n{name}:".encode() in data)
+        self._keys = tuple(f"\n{name}:".encode() for name in self.names)
+
+    def read(self) -> bytes:
+        """For ``values``."""
+        return b"\n" + os.pread(self._fd, _READ_BYTES, 0)
+
+    def values(self, data: bytes) -> list[int]:
+        """In the order of ``names``: bytes, and huge pages where the line has no unit."""
+        return [level_of(data, key) for key in self._keys]
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def level_of(data: bytes, key: bytes) -> int:
+    """``key`` is ``b"\\nNAME:"``; data starts with a newline. ValueError: there is no such line."""
+    start = data.index(key) + len(key)
+    words = data[start : data.index(b"\n", start)].split()
+    return int(words[0]) * (1024 if words[-1] == b"kB" else 1)

@@ -29,6 +29,16 @@ def read(pid: int | str = "self") -> dict[int, str]:
     return found
 
 
+def count(pid: int | str = "self") -> int:
+    """How many descriptors are open. PermissionError, FileNotFoundError as in ``read``.
+
+    Since Linux kernel commit f1f1f2569901 ("proc: report open files as size in stat() for
+    /proc/pid/fd") (in v6.2) the directory's size says it; before it is 0, and they are listed.
+    """
+    folder = _folder(pid)
+    return os.stat(folder).st_size or len(os.listdir(folder))
+
+
 def socket_inode(target: str) -> int | None:
     """``socket:[30398]`` -> 30398; None of what is no socket."""
     return int(target[len(_SOCKET) : -1]) if target.startswith(_SOCKET) else None

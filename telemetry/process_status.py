@@ -114,6 +114,31 @@ def parse_charge(data: bytes) -> Charge | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a process has in memory, pinned and locked. Bytes."""
+
+    vmpin_bytes: int | None
+    vmlck_bytes: int | None
+    vmrss_bytes: int | None
+
+
+def parse_memory(data: bytes) -> Memory:
+    """For whoever looks often; all None of a process without memory of its own."""
+    found = (_word(data, key) for key in (b"\nVmPin:", b"\nVmLck:", b"\nVmRSS:"))
+    return Memory(*(None if kib is None else kib * 1024 for kib in found))
+
+
+def open_file(pid: int) -> int:
+    """To be read again and again; it stays that process's, whoever gets its number later."""
+    return os.open(_path(pid), os.O_RDONLY | os.O_CLOEXEC)
+
+
+def read_from(fd: int) -> bytes:
+    """ProcessLookupError when the process is gone."""
+    return os.pread(fd, _STATUS_BYTES, 0)
+
+
 def _word(data: bytes, key: bytes) -> int | None:
     start = data.find(key)
     return None if start < 0 else int(data[start + len(key) :].split(None, 1)[0])

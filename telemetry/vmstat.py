@@ -39,6 +39,9 @@ _MIGRATE_FAIL = b"\npgmigrate_fail "
 _FREE_CMA = b"\nnr_free_cma "
 
 
+_PerNode = dict[int, tuple[int, int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The counters at ``t_ns`` (CLOCK_MONOTONIC, taken just after the read).
@@ -50,7 +53,7 @@ class Snapshot:
     t_ns: int
     acquired: int | None
     released: int | None
-    per_node: dict[int, tuple[int, int]] = field(default_factory=dict)
+    per_node: _PerNode = field(default_factory=dict)
     migrate_success: int | None = None
     migrate_fail: int | None = None
     free_cma_pages: int | None = None
@@ -132,6 +135,9 @@ class Counters:
         for node in sorted(NODES.glob("node[0-9]*")):
             if (fd := _open_or_none(str(node / "vmstat"))) is not None:
                 self._node_fds[int(node.name.removeprefix("node"))] = fd
+        # The whole machine's counter is the sum over the nodes (node_page_state_add() in
+        # include/linux/vmstat.h): with one node its file, dearer than /proc/vmstat, says nothing.
+        self._only_node = next(iter(self._node_fds)) if len(self._node_fds) == 1 else None
         if refresh is not False:
             self._refresh_fd = _open_or_none(STAT_REFRESH)
             if self._refresh_fd is not None and not self._try_refresh():
@@ -174,17 +180,22 @@ class Counters:
                 break
             data += more
         t_ns = time.monotonic_ns()
+        acquired, released = value_of(data, _ACQUIRED), value_of(data, _RELEASED)
         return Snapshot(
             t_ns=t_ns,
-            acquired=value_of(data, _ACQUIRED),
-            released=value_of(data, _RELEASED),
-            per_node=self._read_nodes() if per_node else {},
+            acquired=acquired,
+            released=released,
+            per_node=self._nodes(acquired, released) if per_node else {},
             migrate_success=value_of(data, _MIGRATE_SUCCESS),
             migrate_fail=value_of(data, _MIGRATE_FAIL),
             free_cma_pages=value_of(data, _FREE_CMA) if self._has_cma else None,
         )
 
-    def _read_nodes(self) -> dict[int, tuple[int, int]]:
+    def _nodes(self, whole_acquired: int | None, whole_released: int | None) -> _PerNode:
+        if whole_acquired is None or whole_released is None:
+            return {}
+        if self._only_node is not None:
+            return {self._only_node: (whole_acquired, whole_released)}
         nodes = {}
         for node, fd in self._node_fds.items():
             data = b"\n" + os.pread(fd, READ_BYTES, 0)

@@ -9,6 +9,7 @@ measured with memmap=512M!4G, where Normal spans from 4 GiB. placement.py tells 
 Zones of two nodes may overlap where the firmware interleaves nodes; then zone_of() names the first.
 """
 
+import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ _FIELDS = {
     "cma_pages": re.compile(r"^ +cma +(\d+)$", re.MULTILINE),
     "start_pfn": re.compile(r"^  start_pfn: +(\d+)$", re.MULTILINE),
 }
+_FREE = b"\n  pages free "
+_READ_BYTES = 1 << 16
 _THRESHOLD = re.compile(r"^  vm stats threshold: (\d+)$", re.MULTILINE)
 
 
@@ -94,6 +97,49 @@ def _parse_zone(block: tuple[int, str, str]) -> Zone:
 
 def read() -> tuple[Zone, ...]:
     return parse(ZONEINFO.read_text(encoding="ascii"))
+
+
+class FreePages:
+    """Free pages of each populated zone, the file held open: a look at it, not a parse.
+
+    ``names``: ``node0.Normal``, … The figures are folded per CPU only now and then.
+    """
+
+    def __init__(self) -> None:
+        """OSError where there is no such file."""
+        self._fd = os.open(ZONEINFO, os.O_RDONLY | os.O_CLOEXEC)
+        zones = [zone for zone in parse(self.read().decode("ascii")) if zone.present_pages]
+        self.names = tuple(f"node{zone.node}.{zone.name}" for zone in zones)
+        self._heads = heads(zones)
+
+    def read(self) -> bytes:
+        """For ``values``."""
+        data = b""
+        while more := os.pread(self._fd, _READ_BYTES, len(data)):
+            data += more
+        return data
+
+    def values(self, data: bytes) -> list[int]:
+        """In the order of ``names``. ValueError when a zone is gone."""
+        return free_of(data, self._heads)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def heads(zones: Iterable[Zone]) -> tuple[bytes, ...]:
+    """The first line of each zone."""
+    return tuple(f"Node {zone.node}, zone {zone.name:>8}\n".encode() for zone in zones)
+
+
+def free_of(data: bytes, heads: Iterable[bytes]) -> list[int]:
+    """``pages free`` behind each of these first lines, which come in the order of the file."""
+    found, end = [], 0
+    for head in heads:
+        start = data.index(_FREE, data.index(head, end)) + len(_FREE)
+        end = data.index(b"\n", start)
+        found.append(int(data[start:end]))
+    return found
 
 
 def populated(zones: Iterable[Zone]) -> list[Zone]:

@@ -1,7 +1,10 @@
 """What is done to memory. The registry: an explicit tuple of specs that imports no workload."""
 
 from importlib import import_module
+from types import ModuleType
 
+from workloads.antagonists import antagonist_spec as antagonist_spec
+from workloads.load.spec import Job, Load
 from workloads.spec import MIB, Case, CircumstanceSpec, MemorySpec, Need, WorkloadSpec
 
 # Parameters that say under which conditions a case runs, whatever its workload does.
@@ -22,6 +25,7 @@ WORKLOADS = (
         params=("access", "times", *HELD, *COMMON),
         defaults={"access": "rw"},
         charged="bytes",
+        engine="workloads.load.register_rdma",
     ),
     WorkloadSpec(
         "rdma-register-odp",
@@ -33,6 +37,7 @@ WORKLOADS = (
         needs=(Need.RDMA_DEVICE, Need.RDMA_ODP),
         params=("access", "touch", "offset_bytes", "force", "kill"),
         defaults={"access": "rw"},
+        engine="workloads.load.register_odp",
     ),
     WorkloadSpec(
         "dio-read",
@@ -43,6 +48,7 @@ WORKLOADS = (
         writes=True,
         needs=(Need.TARGET_DIO,),
         params=("offset_bytes", "processes", "kill"),
+        engine="workloads.load.psync",
     ),
     WorkloadSpec(
         "dio-write",
@@ -53,6 +59,7 @@ WORKLOADS = (
         writes=False,
         needs=(Need.TARGET_DIO,),
         params=("offset_bytes", "processes", "kill"),
+        engine="workloads.load.psync",
     ),
     WorkloadSpec(
         "dio-read-uring",
@@ -63,6 +70,7 @@ WORKLOADS = (
         writes=True,
         needs=(Need.TARGET_DIO, Need.IO_URING),
         params=("registered", "offset_bytes", "kill"),
+        engine="workloads.load.uring",
     ),
     WorkloadSpec(
         "dio-write-uring",
@@ -73,6 +81,7 @@ WORKLOADS = (
         writes=False,
         needs=(Need.TARGET_DIO, Need.IO_URING),
         params=("registered", "offset_bytes", "kill"),
+        engine="workloads.load.uring",
     ),
     WorkloadSpec(
         "io-uring-register",
@@ -85,6 +94,7 @@ WORKLOADS = (
         params=("times", *HELD, *COMMON),
         charged="folio-bytes",
         charged_to="user",
+        engine="workloads.load.register_uring",
     ),
     WorkloadSpec(
         "af-xdp-umem",
@@ -547,7 +557,7 @@ def circumstance_spec(name: str) -> CircumstanceSpec:
 
 def workload_spec(name: str) -> WorkloadSpec:
     """The spec of that name; KeyError when there is none."""
-    return _WORKLOAD_BY_NAME[name]
+    return LOAD if name == LOAD.name else _WORKLOAD_BY_NAME[name]
 
 
 def memory_spec(name: str) -> MemorySpec:
@@ -561,8 +571,71 @@ def go_together(workload: str, memory: str) -> bool:
     return (theirs is None or workload in theirs) and (chosen is None or memory in chosen)
 
 
+def is_antagonist(workload: str) -> bool:
+    """Whether a job's workload disturbs memory and pins none."""
+    return workload not in _WORKLOAD_BY_NAME
+
+
+def jobs(case: Case) -> list[Job]:
+    """What a load pins with; antagonists only disturb. Empty of every other case."""
+    if case.load is None:
+        return []
+    return [job for job in case.load.jobs if not is_antagonist(job.workload)]
+
+
+def memories(case: Case) -> list[MemorySpec]:
+    """The memories that a case works on: its own, or those of a load's jobs."""
+    return [memory_spec(job.memory) for job in jobs(case)] or [memory_spec(case.memory)]
+
+
+def shape(case: Case) -> str:
+    """The guest shape that it wants (pinstorm.lab.shape)."""
+    movable = case.load is not None and any(
+        is_antagonist(job.workload) and Need.MOVABLE in antagonist_spec(job.workload).needs
+        for job in case.load.jobs
+    )
+    wanted = {spec.shape for spec in memories(case)}
+    return "movable" if movable or "movable" in wanted else "plain"
+
+
+def engine_module(workload: str) -> str:
+    """The module of a load's engine; KeyError where no load can have that workload."""
+    if not is_antagonist(workload):
+        module = _WORKLOAD_BY_NAME[workload].engine
+        if module is None:
+            raise KeyError(workload)
+        return module
+    return antagonist_spec(workload).module
+
+
+def import_engine(workload: str) -> ModuleType:
+    """The same, imported: its ``prepare`` gives the engine."""
+    return import_module(engine_module(workload))
+
+
+def load_case(load: Load, deadline_s: float) -> Case:
+    """The case that a load is."""
+    size_bytes = sum(
+        memory_spec(job.memory).mapped_bytes(job.buffer_bytes) * job.processes
+        for job in load.jobs
+        if not is_antagonist(job.workload)
+    )
+    return Case(
+        LOAD.name,
+        JOBS.name,
+        {"size_bytes": size_bytes},
+        repeat=0,
+        warmup=0,
+        deadline_s=deadline_s,
+        hold_s=load.ramp_s + load.duration_s,
+        load=load,
+    )
+
+
 def mapped_bytes(case: Case) -> int:
     """What all processes of a case map, and so the most that they can pin, in whole granules."""
+    if case.load is not None:
+        return case.size_bytes
     wanted_bytes = case.offset_bytes + case.size_bytes
     return memory_spec(case.memory).mapped_bytes(wanted_bytes) * case.processes
 
@@ -573,6 +646,17 @@ def include(module_name: str) -> None:
         _WORKLOAD_BY_NAME[spec.name] = spec
 
 
+# What the records of a load say in the place of a workload and a memory: each job has its own.
+LOAD = WorkloadSpec(
+    "load",
+    "workloads.load",
+    "jobs that run for a time, several at once",
+    pin_class="pin-longterm",
+    scope="held",
+    writes=True,
+)
+JOBS = MemorySpec("jobs", "workloads.memory.anon", "the memory of each job", backing="anon")
+
 _WORKLOAD_BY_NAME = {spec.name: spec for spec in WORKLOADS}
-_MEMORY_BY_NAME = {spec.name: spec for spec in MEMORY}
+_MEMORY_BY_NAME = {spec.name: spec for spec in (*MEMORY, JOBS)}
 _CIRCUMSTANCE_BY_NAME = {spec.name: spec for spec in CIRCUMSTANCES}

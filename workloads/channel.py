@@ -7,6 +7,7 @@ other side is gone.
 import json
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 _CHUNK_BYTES = 1 << 16
@@ -49,6 +50,23 @@ class Channel:
                 return None
             self._buffered += data
         return self._take_line()
+
+    @property
+    def has_message(self) -> bool:
+        """Whether one is here already, so that the socket need not be readable."""
+        return b"\n" in self._buffered
+
+    def waiting(self) -> Iterator[dict[str, Any] | None]:
+        """Once it is readable: the messages that are there, and None at end of file."""
+        try:
+            data = self._sock.recv(_CHUNK_BYTES)
+        except ConnectionError:
+            data = b""
+        self._buffered += data
+        while b"\n" in self._buffered:
+            yield self._take_line()
+        if not data:
+            yield None
 
     def receive_with_descriptor(self) -> tuple[dict[str, Any] | None, int | None]:
         """The next message and the open file that came with it, if one did."""

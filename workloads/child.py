@@ -10,32 +10,31 @@ import resource
 import time
 from collections import Counter
 from contextlib import suppress
-from errno import EOPNOTSUPP, errorcode
 from typing import Any
 
 import workloads
 from telemetry import clock
 from workloads import crew
 from workloads.channel import Channel
-from workloads.crew import Crew
-from workloads.prepared import Prepared
-from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
+from workloads.crew import Child
+from workloads.spec import (
+    CallFailed,
+    Case,
+    Operation,
+    PrepareFailed,
+    Surroundings,
+    errno_name,
+)
 
 # From the announcement of a step to its beginning: more than a message takes, emulated too.
 ENTER_NS = 5_000_000
 
 # What the runner may ask for once the case is prepared.
-STEPS = ("acquire", "release", "disturb", "renew", "cycles", "close")
+STEPS = ("acquire", "release", "disturb", "renew", "cycles", "load", "close")
 
 
 class RunnerGone(Exception):
     """The runner closed its end: nobody is left to measure for."""
-
-
-def errno_name(number: int) -> str:
-    """The errno's name as the kernel's own documents spell it."""
-    # Python's table calls 95 ENOTSUP, which on Linux is the same number.
-    return "EOPNOTSUPP" if number == EOPNOTSUPP else errorcode.get(number, f"errno-{number}")
 
 
 def run(channel: Channel, case: Case, around: Surroundings) -> None:
@@ -60,7 +59,7 @@ def run(channel: Channel, case: Case, around: Surroundings) -> None:
         channel.send(step="closed", errors=prepared.errors)
 
 
-def _steps(channel: Channel, prepared: Prepared | Crew) -> None:
+def _steps(channel: Channel, prepared: Child) -> None:
     """Between prepare and close, in whatever order the runner asks for them."""
     while (step := _await(channel, *STEPS)["go"]) != "close":
         match step:
@@ -75,6 +74,8 @@ def _steps(channel: Channel, prepared: Prepared | Crew) -> None:
             case "renew":
                 prepared.renew_memory()
                 channel.send(step="renewed")
+            case "load":
+                channel.send(step="loaded", **prepared.load(channel))
             case "cycles":
                 channel.send(**_timed_cycles(prepared))
 
@@ -102,7 +103,7 @@ def _await(channel: Channel, *allowed: str) -> dict[str, Any]:
     return message
 
 
-def _prepare_and_report(channel: Channel, prepared: Prepared | Crew) -> bool:
+def _prepare_and_report(channel: Channel, prepared: Child) -> bool:
     began_ns = time.monotonic_ns()
     try:
         prepared.prepare()
@@ -113,6 +114,7 @@ def _prepare_and_report(channel: Channel, prepared: Prepared | Crew) -> bool:
             memory_ns=prepared.memory_ns,
             memlock_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
             region=prepared.region_bytes(),
+            members=prepared.members(),
         )
         return True
     except CallFailed as error:
@@ -165,7 +167,7 @@ def _attempt(call: Any) -> dict[str, Any]:
         }
 
 
-def _timed_cycles(prepared: Prepared | Crew) -> dict[str, Any]:
+def _timed_cycles(prepared: Child) -> dict[str, Any]:
     """Warm-up and timed cycles back to back; the garbage collector would show in the times."""
     case, operation = prepared.case, prepared.operation
     fresh = workloads.memory_spec(case.memory).fresh_each_cycle

@@ -9,7 +9,7 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from workloads import libc
 from workloads.channel import Channel
@@ -17,8 +17,40 @@ from workloads.prepared import Prepared
 from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
 
 
-def of(case: Case, around: Surroundings) -> "Prepared | Crew":
+class Child(Protocol):
+    """What serves a case: one process, several that do the same, or a load's."""
+
+    errors: list[str]
+    memory_ns: int
+    operation: Operation
+
+    @property
+    def case(self) -> Case: ...
+
+    def prepare(self) -> None: ...
+
+    def region_bytes(self) -> tuple[int, int]: ...
+
+    def placement(self) -> dict[str, Any] | None: ...
+
+    def members(self) -> list[dict[str, int]]: ...
+
+    def renew_memory(self) -> None: ...
+
+    def disturb(self) -> int: ...
+
+    def load(self, runner: Channel) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+def of(case: Case, around: Surroundings) -> Child:
     """What serves the case: this process alone, or with others."""
+    if case.load is not None:
+        # numpy comes with it, which no other case waits for
+        from workloads.load.leader import Leader
+
+        return Leader(case, around)
     return Crew(case, around) if case.processes > 1 else Prepared(case, around)
 
 
@@ -60,6 +92,8 @@ class Crew:
     def __init__(self, case: Case, around: Surroundings):
         self._first = Prepared(case, around)
         self._members: list[_Member] = []
+        self.errors = self._first.errors
+        self.memory_ns = 0
 
     def prepare(self) -> None:
         case = self._first.case
@@ -68,6 +102,7 @@ class Crew:
         self._first.prepare()
         for member in self._members:
             member.answer()
+        self.memory_ns = self._first.memory_ns
         self.operation: Operation = _Together(self._first.operation, self._members)
 
     def renew_memory(self) -> None:
@@ -87,20 +122,22 @@ class Crew:
     def region_bytes(self) -> tuple[int, int]:
         return self._first.region_bytes()
 
+    def members(self) -> list[dict[str, int]]:
+        """The others, by pid; processes count from 0, which is this one."""
+        return [
+            {"job": 0, "process": number, "pid": member.pid}
+            for number, member in enumerate(self._members, 1)
+        ]
+
+    def load(self, runner: Channel) -> dict[str, Any]:
+        raise PrepareFailed("the case is no load")
+
     def placement(self) -> dict[str, Any] | None:
         return self._first.placement()
 
     @property
     def case(self) -> Case:
         return self._first.case
-
-    @property
-    def memory_ns(self) -> int:
-        return self._first.memory_ns
-
-    @property
-    def errors(self) -> list[str]:
-        return self._first.errors
 
     def close(self) -> None:
         """All of them end, and are waited for; what they could not give back is told."""

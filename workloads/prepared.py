@@ -7,10 +7,11 @@ from typing import Any
 import workloads
 from telemetry import placement
 from workloads import disturbance, memory, user
+from workloads.channel import Channel
 from workloads.circumstances import Made
 from workloads.memory import evacuation
 from workloads.owner import Owner
-from workloads.spec import Case, Operation, Surroundings
+from workloads.spec import Case, Operation, PrepareFailed, Surroundings
 
 
 class Prepared:
@@ -57,6 +58,13 @@ class Prepared:
     def region_bytes(self) -> tuple[int, int]:
         """Address and length of what is handed to the kernel."""
         return self._region.address, self._region.size_bytes
+
+    def members(self) -> list[dict[str, int]]:
+        """No other process than this."""
+        return []
+
+    def load(self, runner: Channel) -> dict[str, Any]:
+        raise PrepareFailed("the case is no load")
 
     def placement(self) -> dict[str, Any] | None:
         """Where the pages lie now; None where page frames are hidden.

@@ -84,10 +84,15 @@ def prepare(case: Case, region: Region, around: Surroundings, owner: Owner) -> R
                 f"the device cannot touch memory with access {case.params['access']}; "
                 "give REMOTE_READ or REMOTE_WRITE, or touch = false"
             )
-        bounce = memory.prepare(workloads.memory_spec("anon"), verbs.BOUNCE_BYTES, around, owner)
-        bounce.buffer[:] = (_PATTERN * (len(bounce.buffer) // len(_PATTERN) + 1))[
-            : len(bounce.buffer)
-        ]
+        bounce = bounce_buffer(around, owner)
         operation.touch_through(verbs.Loopback(context, domain, bounce, owner))
     owner.release_with("ibv_dereg_mr", operation.release)
     return operation
+
+
+def bounce_buffer(around: Surroundings, owner: Owner) -> Region:
+    """Memory for a Loopback to send from, without a zero, and no two neighbouring pages alike."""
+    bounce = memory.prepare(workloads.memory_spec("anon"), verbs.BOUNCE_BYTES, around, owner)
+    whole = _PATTERN * (len(bounce.buffer) // len(_PATTERN) + 1)
+    bounce.buffer[:] = whole[: len(bounce.buffer)]
+    return bounce

@@ -45,6 +45,11 @@ class Ring:
         owner.release_with("io_uring queue", lambda: libc.munmap(address, size_bytes))
         return address
 
+    @property
+    def has_completed(self) -> bool:
+        """Whether a completion waits that nobody has read."""
+        return bool(self._completed.value != self._consumed.value)
+
     def run(self, request: bytes) -> int:
         """What the request gave: a count of bytes, or an errno's negative. OSError: no request ran.
 

@@ -8,7 +8,10 @@ speak of: a rule never lists cells.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from errno import EOPNOTSUPP, errorcode
 from typing import Any, Literal, Protocol
+
+from workloads.load.spec import Load
 
 PAGE_BYTES = 4096
 MIB = 1 << 20
@@ -59,6 +62,8 @@ class Need(StrEnum):
     LAB = "lab"
     MEMLOCK = "memlock"
     CLEAR_WARN_ONCE = "clear-warn-once"
+    COMPACTION = "compaction"
+    DROP_CACHES = "drop-caches"
 
 
 # Needs that are capabilities of a device: with ``force`` the case runs without them, as a negative
@@ -81,7 +86,8 @@ class Case:
     is done to the memory while it is pinned; ``kill``, the phase in which the process gets SIGKILL.
 
     ``settles``: cycles that each wait for the counters to rest. ``remedy``: apply the remedy of a
-    refusal's cause, and try again.
+    refusal's cause, and try again. ``load``: of a load, its jobs; then ``workload`` is ``load``,
+    ``memory`` is ``jobs``, and ``size_bytes`` the most that they pin together.
     """
 
     workload: str
@@ -93,6 +99,7 @@ class Case:
     hold_s: float = 0.0
     settles: int = 0
     remedy: bool = False
+    load: Load | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -117,7 +124,12 @@ class Case:
 
     @property
     def id(self) -> str:
-        """``workload/memory/access/size``, then every other parameter as ``name=value``."""
+        """``workload/memory/access/size``, then every other parameter as ``name=value``.
+
+        Of a load: ``load/NAME``.
+        """
+        if self.load is not None:
+            return f"{self.workload}/{self.load.name}"
         words = [self.workload, self.memory]
         if "access" in self.params:
             words.append(str(self.params["access"]))
@@ -138,11 +150,13 @@ class Case:
             "hold_s": self.hold_s,
             "settles": self.settles,
             "remedy": self.remedy,
+            **({"load": self.load.to_json()} if self.load is not None else {}),
         }
 
     @classmethod
     def from_json(cls, message: Mapping[str, Any]) -> "Case":
-        return cls(**message)
+        load = message.get("load")
+        return cls(**{**message, "load": None if load is None else Load.from_json(load)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +230,8 @@ class WorkloadSpec:
     keeps: tuple[str, ...] = ()
     # The memories that it says something about; None: all.
     memories: frozenset[str] | None = None
+    # What does it over and over in a load (workloads.load.engine); None: no load has it.
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +295,32 @@ class CircumstanceSpec:
     spares: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class AntagonistSpec:
+    """What disturbs memory beside a load: a workload of kind antagonist. It pins nothing.
+
+    ``module``: its engine, see workloads.load.engine. ``params``: the keys of a job's ``params``
+    that it takes, with their ``defaults``; ``choices``: what those of them may be that are words,
+    and ``choice_needs``: what such a word asks of the machine besides.
+    ``whole_machine``: what it does reaches beyond its own memory, so on a host it wants --setup.
+    ``size_bytes``, ``rate_ops_s``: of each process, where the job gives none; None: no limit.
+    ``copies``: how many times its size it may hold at a time.
+    """
+
+    name: str
+    module: str
+    summary: str
+    needs: tuple[Need, ...] = ()
+    params: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    choice_needs: Mapping[str, Need] = field(default_factory=dict)
+    whole_machine: bool = False
+    size_bytes: int = 64 * MIB
+    rate_ops_s: float | None = None
+    copies: int = 1
+
+
 class Operation(Protocol):
     """A prepared workload on one region: what a workload module's ``prepare`` returns.
 
@@ -323,6 +365,12 @@ class CallFailed(Exception):
         self.errno = errno
         self.detail = detail
         self.elapsed_ns = elapsed_ns
+
+
+def errno_name(number: int) -> str:
+    """The errno's name as the kernel's own documents spell it."""
+    # Python's table calls 95 ENOTSUP, which on Linux is the same number.
+    return "EOPNOTSUPP" if number == EOPNOTSUPP else errorcode.get(number, f"errno-{number}")
 
 
 class PrepareFailed(Exception):

@@ -220,6 +220,12 @@ MECHANISMS: Final[tuple[Mechanism, ...]] = (
 
 # Calls of a case's own preparation: known, and nothing about pinning is behind their refusal.
 PLAIN: Final = (
+    "ibv_get_device_list",
+    "set_mempolicy",
+    "statvfs",
+    "mincore",
+    "migrate_pages",
+    "fork",
     "prepare",
     "open",
     "pipe2",

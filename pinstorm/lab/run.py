@@ -24,7 +24,8 @@ from pinstorm.lab import accel, boot, kernels
 from pinstorm.lab.gup_test_module import module_for
 from pinstorm.lab.kernels import Kernel
 from pinstorm.lab.setup import GUP_TEST_MODULE
-from pinstorm.lab.shape import MEMORY_MIB, PLAIN, SHAPES, Shape, shapes_for
+from pinstorm.lab.shape import MEMORY_MIB, SHAPES, Shape, shapes_for
+from pinstorm.load import series
 from pinstorm.needs import needs_of
 from pinstorm.outcome import exit_code
 from pinstorm.runner import Identity
@@ -137,6 +138,7 @@ def run_kernel(
         bundle.write_manifest(path, _manifest(run, only))
     done.records = journal.read(run.journal_path).records
     bundle.finish(path)
+    series.finish(path, run.path.parent.name)
     return done
 
 
@@ -188,7 +190,7 @@ def _compile_sources() -> None:
 
 
 def _shape_of(planned: Planned) -> str:
-    return workloads.memory_spec(planned.case.memory).shape or PLAIN
+    return workloads.shape(planned.case)
 
 
 def _wanted(plan: Sequence[Planned]) -> dict[str, set[Need]]:

@@ -16,6 +16,7 @@ from pinstorm.needs.devices import Capabilities, choose_device
 from pinstorm.needs.scratch import BLOCK_BACKED, default_scratch
 from pinstorm.needs.unmet import Unmet, lacks
 from telemetry import cma, kmsg, mountinfo, rdma
+from workloads.load.spec import Job
 from workloads.spec import CAPABILITIES, THROUGH, Case, MemorySpec, Need, Surroundings
 
 __all__ = [
@@ -34,6 +35,8 @@ _REPORT_REMEDY = "see console.log in the bundle"
 
 def needs_of(case: Case) -> tuple[Need, ...]:
     """What the case asks of any machine. With ``force`` it does without a device's capability."""
+    if case.load is not None:
+        return tuple(dict.fromkeys(need for job in case.load.jobs for need in _of_job(job)))
     workload, backing = workloads.workload_spec(case.workload), workloads.memory_spec(case.memory)
     wanted = dict.fromkeys(workload.needs + backing.needs)
     if "uid" in case.params:
@@ -47,6 +50,17 @@ def needs_of(case: Case) -> tuple[Need, ...]:
     if case.remedy:
         wanted[Need.MACHINE_CHANGES] = None
     return tuple(need for need in wanted if need not in forced)
+
+
+def _of_job(job: Job) -> tuple[Need, ...]:
+    """What one job of a load needs, or an antagonist."""
+    if workloads.is_antagonist(job.workload):
+        spec = workloads.antagonist_spec(job.workload)
+        change = (Need.MACHINE_CHANGES,) if spec.whole_machine else ()
+        words = (need for word, need in spec.choice_needs.items() if word in job.params.values())
+        return (*spec.needs, *change, *words)
+    asked = {"uid": job.uid} if job.uid is not None else {}
+    return needs_of(Case(job.workload, job.memory, {"size_bytes": job.buffer_bytes, **asked}))
 
 
 @dataclass(slots=True)
@@ -67,9 +81,8 @@ class Survey:
 
     def unmet(self, case: Case) -> list[Unmet]:
         """Every need of the case that this machine does not meet; empty when it can run."""
-        spec = workloads.memory_spec(case.memory)
         wanted = dict.fromkeys(needs_of(case))
-        if self._must_evacuate(spec):
+        if any(self._must_evacuate(spec) for spec in workloads.memories(case)):
             wanted[Need.IO_URING] = None
         found = [self.lacking[need] for need in wanted if need in self.lacking]
         mapped_bytes = workloads.mapped_bytes(case)

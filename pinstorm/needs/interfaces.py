@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pinstorm.needs.unmet import Unmet, lacks
 from workloads import libc
+from workloads.antagonists import COMPACT_MEMORY, DROP_CACHES
 from workloads.gup_overflow import CLEAR_WARN_ONCE
 from workloads.spec import CallFailed, Need
 
@@ -76,6 +77,14 @@ def _clear_warn_once() -> None:
     os.close(os.open(CLEAR_WARN_ONCE, os.O_WRONLY | os.O_CLOEXEC))
 
 
+def _compaction() -> None:
+    os.close(os.open(COMPACT_MEMORY, os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _drop_caches() -> None:
+    os.close(os.open(DROP_CACHES, os.O_WRONLY | os.O_CLOEXEC))
+
+
 def _gup_test() -> None:
     os.close(os.open(GUP_TEST, os.O_RDWR | os.O_CLOEXEC))
 
@@ -88,4 +97,6 @@ _PROBES: dict[Need, Callable[[], str | None]] = {
     Need.UDMABUF: _udmabuf,
     Need.GUP_TEST: _gup_test,
     Need.CLEAR_WARN_ONCE: _clear_warn_once,
+    Need.COMPACTION: _compaction,
+    Need.DROP_CACHES: _drop_caches,
 }

@@ -27,6 +27,8 @@ REMEDIES = {
     Need.ORDINARY_USER: "run as root",
     Need.DESTRUCTIVE: f"{_LAB}, or add --destructive on a machine that may crash",
     Need.CLEAR_WARN_ONCE: "run as root, with debugfs: mount -t debugfs none /sys/kernel/debug",
+    Need.COMPACTION: f"run as root, on a kernel with CONFIG_COMPACTION, or {_LAB}",
+    Need.DROP_CACHES: f"run as root, where /proc/sys may be written, or {_LAB}",
     Need.CGROUP_RDMA: f"run as root on a kernel with CONFIG_CGROUP_RDMA and cgroup v2, or {_LAB}",
     Need.CGROUP_MEMORY: f"run as root where cgroup v2 has the memory controller, or {_LAB}",
     Need.MACHINE_CHANGES: f"run with --setup, as root, or {_LAB}",

@@ -11,7 +11,7 @@ from pinstorm.needs import Unmet
 from pinstorm.report.paragraph import Hanging
 from pinstorm.report.sheet import print_json, print_parts, sheet
 from pinstorm.units import format_bytes, format_seconds
-from workloads import mapped_bytes, memory_spec, workload_spec
+from workloads import mapped_bytes, shape, workload_spec
 from workloads.spec import Case, Planned
 
 # Rough seconds a case, on two cores. Host: the mean of one run of 32 cases of configs/quick.toml.
@@ -85,7 +85,7 @@ def _will_run(plan: Sequence[Planned], unmet: Mapping[int, Sequence[Unmet]]) -> 
 
 
 def _boots(plan: Sequence[Planned]) -> int:
-    return len({memory_spec(planned.case.memory).shape for planned in plan})
+    return len({shape(planned.case) for planned in plan})
 
 
 def _peak_bytes(plan: Sequence[Planned], unmet: Mapping[int, Sequence[Unmet]]) -> int:

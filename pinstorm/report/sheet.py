@@ -10,7 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pinstorm.report.table import PLAIN_WIDTH
+
+PLAIN_WIDTH = 100
 
 
 def yes(met: bool) -> Text:

@@ -18,12 +18,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from pinstorm.report import load_table
 from pinstorm.report.paragraph import CaseName, Hanging
 from pinstorm.report.reason import cause_words
+from pinstorm.report.sheet import PLAIN_WIDTH
 
 Record = Mapping[str, Any]
 
-PLAIN_WIDTH = 100
+
 # A percentile of fewer timings says nothing: then the maximum stands instead.
 CYCLES_FOR_P99 = 100
 MISSING = "-"
@@ -98,6 +100,7 @@ def render(
     parts: list[RenderableType] = []
     if shown:
         parts += [_table(shown, _fields(shown, wide), emulated, width), ""]
+    parts += load_table.parts(records, emulated=emulated)
     for line in lines:
         if line.last["verdict"] not in GOOD:
             parts += [_failure(line, command), ""]

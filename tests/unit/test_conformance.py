@@ -238,7 +238,7 @@ def test_vendor_kernel_may_call_what_a_later_one_does() -> None:
 
 
 def cases_of(work: WorkloadSpec) -> list[Case]:
-    from pinstorm.suite_file import GUP_TEST_MODES
+    from pinstorm.suite_values import GUP_TEST_MODES
 
     choices: dict[str, tuple[Any, ...]] = {
         "access": ("rw", "ro"),

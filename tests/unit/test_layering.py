@@ -19,7 +19,7 @@ PACKAGES = ("pinstorm", "workloads", "telemetry")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # What telemetry and workloads may use besides the standard library.
-OUTSIDE = {"telemetry": {"psutil"}, "workloads": {"psutil", "pyverbs"}}
+OUTSIDE = {"telemetry": {"psutil"}, "workloads": {"numpy", "psutil", "pyverbs"}}
 
 # Cold, each of these takes a guest seconds to import.
 SLOW = ("pydantic", "typer", "rich", "polars")
@@ -43,6 +43,10 @@ IN_GUEST = (
     "pinstorm.attribution",
     "pinstorm.census",
     "pinstorm.spawn",
+    "pinstorm.sampling",
+    "pinstorm.sampler",
+    "pinstorm.samples",
+    "pinstorm.intervals",
     "pinstorm.containment",
     "pinstorm.lab.guest",
     "pinstorm.lab.setup",
@@ -115,7 +119,13 @@ def test_pyverbs_is_imported_by_rdma_modules_alone() -> None:
         for path in MODULES
         if any(name.split(".")[0] == "pyverbs" for name in imports_of(path))
     }
-    assert users <= {"workloads.verbs", "workloads.rdma_register", "workloads.rdma_register_odp"}
+    assert users <= {
+        "workloads.verbs",
+        "workloads.rdma_register",
+        "workloads.rdma_register_odp",
+        "workloads.load.register_rdma",
+        "workloads.load.register_odp",
+    }
 
 
 @pytest.mark.parametrize("module", IN_GUEST)
@@ -195,7 +205,12 @@ def test_registry_imports_no_workload() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["workloads.spec"]
+    assert done.stdout.split() == [
+        "workloads.antagonists",
+        "workloads.load",
+        "workloads.load.spec",
+        "workloads.spec",
+    ]
 
 
 def test_names_of_specs_are_unique() -> None:

@@ -36,6 +36,8 @@ ABSENT = {
     "explanation",
     "attribut",
     "pins_recent",
+    "jobs",
+    "load",
 }
 
 

@@ -97,7 +97,7 @@ def _fill_with_huge_pages(region: Region, around: Surroundings) -> None:
     _collapse(region)
     leave_movable(region, around)  # which splits a page when no huge one is free outside
     _collapse(region)
-    huge_bytes = _mapped_huge_bytes(region.address)
+    huge_bytes = mapped_huge_bytes(region.address)
     if huge_bytes != region.mapped_bytes:
         raise PrepareFailed(
             f"{huge_bytes // HUGE_BYTES} of {region.mapped_bytes // HUGE_BYTES} pages are huge:"
@@ -107,13 +107,13 @@ def _fill_with_huge_pages(region: Region, around: Surroundings) -> None:
 
 def _collapse(region: Region) -> None:
     """A second try for what the faults left small; what it cannot do is seen in smaps."""
-    if _mapped_huge_bytes(region.address) == region.mapped_bytes:
+    if mapped_huge_bytes(region.address) == region.mapped_bytes:
         return
     with suppress(CallFailed):
         libc.madvise(region.address, region.mapped_bytes, libc.MADV_COLLAPSE)
 
 
-def _mapped_huge_bytes(address: int) -> int:
+def mapped_huge_bytes(address: int) -> int:
     """AnonHugePages of the mapping that starts there: bytes mapped by whole huge pages.
 
     /proc/PID/smaps, per mapping, in KiB that the kernel calls kB. Seen without any privilege.

@@ -1,0 +1,141 @@
+"""What a load's jobs did: a table below that of the cases, and what was seen over time.
+
+One line a job and kind of latency. Rates are a second, of the load's steady part where it had one,
+else of the whole hold; ``-`` is a figure that was not there.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from pinstorm.report.paragraph import Hanging
+from pinstorm.report.sheet import sheet
+from pinstorm.units import format_bytes, format_seconds
+
+Record = Mapping[str, Any]
+
+_MISSING = "-"
+_FIGURES = (
+    "ops\n/s",
+    "bytes\n/s",
+    "pins\n/s",
+    "cpu/op\nus",
+    "p50\nus",
+    "p99\nus",
+    "p99.9\nus",
+    "max\nus",
+)
+_COUNT_FOR_P99_9 = 1000
+_COUNT_FOR_P99 = 100
+
+
+def parts(records: Sequence[Record], *, emulated: bool) -> list[RenderableType]:
+    """Nothing where no load has run."""
+    found: list[RenderableType] = []
+    for record in records:
+        if record.get("jobs"):
+            found += [*_load(record, emulated), ""]
+    return found
+
+
+def _load(record: Record, emulated: bool) -> list[RenderableType]:
+    figures = tuple(f"{name}\nemulated" if emulated else name for name in _FIGURES)
+    rows: list[tuple[str | Text, ...]] = []
+    for job in record["jobs"]:
+        rows += _job_rows(job)
+    told: list[RenderableType] = [
+        Text(f"{record['case']}: {_steady_words(record['load'])}", style="bold"),
+        sheet(("job", "call", *figures), rows, right=figures),
+    ]
+    told += [Hanging("  ", words) for words in _soak_words(record["load"])]
+    if (sampler := _sampler_words(record["load"])) is not None:
+        told.append(Hanging("  ", sampler))
+    return told
+
+
+def _job_rows(job: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
+    name = job["name"] if job["processes"] == 1 else f"{job['name']} x {job['processes']}"
+    kinds = job["latency_ns"] or {_MISSING: {}}
+    rows: list[tuple[str | Text, ...]] = []
+    for number, (kind, latency) in enumerate(kinds.items()):
+        first = number == 0
+        rows.append(
+            (
+                name if first else "",
+                kind,
+                _rate(job["ops_s"]) if first else "",
+                _bytes(job["bytes_s"]) if first else "",
+                _rate(job["pins_s"]) if first else "",
+                _us(job["cpu_ns_per_op"]) if first else "",
+                *_latencies(latency),
+            )
+        )
+    return rows
+
+
+def _latencies(latency: Mapping[str, Any]) -> tuple[str, ...]:
+    """A percentile of too few values says nothing, and is left out."""
+    count = latency.get("count", 0)
+    return (
+        _us(latency.get("p50")),
+        _us(latency.get("p99")) if count >= _COUNT_FOR_P99 else _MISSING,
+        _us(latency.get("p99_9")) if count >= _COUNT_FOR_P99_9 else _MISSING,
+        _us(latency.get("max")),
+    )
+
+
+def _steady_words(load: Mapping[str, Any]) -> str:
+    steady = load["steady"]
+    if steady is None:
+        return f"held {format_seconds(load['duration_s'])}"
+    if not steady["reached"]:
+        return f"not steady within {format_seconds(load['duration_s'])}: figures of all of it"
+    after_s = steady["after_intervals"] * load["interval_s"]
+    return f"steady from {format_seconds(after_s)} on, figures from there"
+
+
+def _soak_words(load: Mapping[str, Any]) -> list[str]:
+    """What grew, or may have; and in one line each what did not, and what was too short to tell."""
+    soak = load.get("soak") or {}
+    words = []
+    short = {key: trend for key, trend in soak.items() if trend["reason"] == "too-short"}
+    for key, trend in soak.items():
+        if trend["verdict"] == "no-leak" or key in short:
+            continue
+        low, high = trend["low_per_s"], trend["high_per_s"]
+        more_s = trend.get("more_s")
+        more = f"; {format_seconds(more_s)} more would tell" if more_s else ""
+        words.append(
+            f"{key}: {trend['verdict']} ({trend['reason']}), {low:+.3g} to {high:+.3g} a second{more}"
+        )
+    if flat := [key for key, trend in soak.items() if trend["verdict"] == "no-leak"]:
+        words.append(f"no leak of {', '.join(flat)}")
+    if short:
+        more_s = max(trend["more_s"] or 0 for trend in short.values())
+        words.append(f"too short to tell a leak: {format_seconds(more_s)} more would")
+    return words
+
+
+def _sampler_words(load: Mapping[str, Any]) -> str | None:
+    cost = (load.get("sampler") or {}).get("cost")
+    if not cost or cost.get("share") is None:
+        return None
+    return f"the sampler took {cost['share'] * 100:.2f} % of a core"
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return _MISSING
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bytes(value: float | None) -> str:
+    return _MISSING if value is None else format_bytes(round(value))
+
+
+def _us(value_ns: float | None) -> str:
+    if value_ns is None:
+        return _MISSING
+    return f"{value_ns / 1000:.0f}" if value_ns >= 100_000 else f"{value_ns / 1000:.3g}"

@@ -1,0 +1,321 @@
+"""``[[load]]`` in a suite: what may be written, and the Load that it becomes.
+
+The keys of a job may stand in ``[[load]]`` itself: there they are the defaults of all its jobs, and
+of a load without ``[[load.job]]`` they are the one job. An antagonist is a job too; ``antagonists``
+names those that want nothing but their defaults.
+"""
+
+from collections.abc import Mapping
+from errno import errorcode
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+import workloads
+from pinstorm import suite_values as values
+from pinstorm.units import parse_duration, parse_size
+from workloads import MEMORY, WORKLOADS
+from workloads.antagonists import ANTAGONISTS
+from workloads.load.spec import Job, Load, Steady
+from workloads.spec import errno_name
+
+SECTOR_BYTES = 512
+_DURATION_S = 10.0
+_STEADY = Steady()
+_LONGEST_S = 366 * 86_400
+
+LOADABLE = tuple(spec.name for spec in WORKLOADS if spec.engine is not None)
+_DIRECT_IO = tuple(name for name in LOADABLE if name.startswith("dio-"))
+_URING_IO = ("dio-read-uring", "dio-write-uring")
+_RDMA = ("rdma-register", "rdma-register-odp")
+
+# Keys that only some workloads have.
+KEYS_OF = {
+    "reads": _DIRECT_IO,
+    "pattern": _DIRECT_IO,
+    "theta": _DIRECT_IO,
+    "file_size": _DIRECT_IO,
+    "verify": _DIRECT_IO,
+    "registered": _URING_IO,
+    "sqpoll": _URING_IO,
+    "access": _RDMA,
+    "prefetch": ("rdma-register-odp",),
+    "storm": ("rdma-register-odp",),
+    "pin_rate": LOADABLE,
+}
+
+
+def _one_of(kind: str, names: tuple[str, ...], value: Any) -> str:
+    found = values.known(kind, names, value)
+    if len(found) != 1:
+        raise ValueError(f"{values.shown(value)} names {len(found)}; a job has one {kind}")
+    return found[0]
+
+
+def _sizes(value: Any) -> tuple[tuple[int, float], ...]:
+    """``"4KiB"``, a list of which each is as likely, or a table of sizes and their weights."""
+    if not isinstance(value, Mapping):
+        return tuple((size_bytes, 1.0) for size_bytes in values.sizes(value))
+    if not value:
+        raise ValueError(
+            'the table is empty; write sizes and weights, as {"64KiB" = 9, "1MiB" = 1}'
+        )
+    found = []
+    for size, weight in value.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 < weight < float("inf"):
+            raise ValueError(
+                f"the weight of {size} is {values.shown(weight)}; give a number over 0"
+            )
+        found.append((values.sizes(size)[0], float(weight)))
+    return tuple(found)
+
+
+def _rate(value: Any) -> float:
+    """``1000``, or ``"1000/s"``."""
+    text = value.removesuffix("/s").strip() if isinstance(value, str) else value
+    try:
+        rate = float(text) if not isinstance(text, bool) else 0.0
+    except (TypeError, ValueError):
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise ValueError(f'{values.shown(value)} is no rate; write a number a second, as "1000/s"')
+    return rate
+
+
+def _percent(value: Any) -> float:
+    text = value.removesuffix("%").strip() if isinstance(value, str) else value
+    try:
+        percent = float(text) if not isinstance(text, bool) else -1.0
+    except (TypeError, ValueError):
+        percent = -1.0
+    if not 0 <= percent <= 100:
+        raise ValueError(f'{values.shown(value)} is no share; write 0 to 100, as 70 or "70%"')
+    return percent
+
+
+def _cpus(value: Any) -> tuple[int, ...]:
+    return values.counts(0, 8191, value)
+
+
+def _errnos(value: Any) -> tuple[str, ...]:
+    return values.known("errno", tuple(map(errno_name, errorcode)), value)
+
+
+_Duration = Annotated[float, BeforeValidator(partial(values.checked, parse_duration))]
+_Bytes = Annotated[int, BeforeValidator(partial(values.checked, parse_size))]
+_Percent = Annotated[float, BeforeValidator(_percent)]
+_NAMES = (*LOADABLE, *(spec.name for spec in ANTAGONISTS))
+
+
+class _JobKeys(values.Table):
+    """Every key may be missing: the load's, and then the default, stands in."""
+
+    workload: Annotated[
+        str | None, BeforeValidator(partial(_one_of, "workload of loads", _NAMES))
+    ] = None
+    memory: Annotated[
+        str | None,
+        BeforeValidator(partial(_one_of, "memory", tuple(spec.name for spec in MEMORY))),
+    ] = None
+    size: Annotated[tuple[tuple[int, float], ...] | None, BeforeValidator(_sizes)] = None
+    depth: Annotated[int | None, Field(ge=1, le=32_768)] = None
+    processes: Annotated[int | None, Field(ge=1, le=1024)] = None
+    cpus: Annotated[tuple[int, ...] | None, BeforeValidator(_cpus)] = None
+    node: Annotated[int | None, Field(ge=0, le=1023)] = None
+    count: Annotated[int | None, Field(ge=1)] = None
+    rate: Annotated[float | None, BeforeValidator(_rate)] = None
+    pin_rate: Annotated[float | None, BeforeValidator(_rate)] = None
+    think: _Duration | None = None
+    reads: _Percent | None = None
+    pattern: Literal["sequential", "random", "zipf"] | None = None
+    theta: Annotated[float | None, Field(gt=0, le=10)] = None
+    file_size: _Bytes | None = None
+    registered: bool | None = None
+    sqpoll: bool | None = None
+    verify: bool | None = None
+    access: Annotated[str | None, BeforeValidator(values.access)] = None
+    prefetch: Literal["none", "read", "write", "no-fault"] | None = None
+    storm: bool | None = None
+    user: Annotated[int | None, Field(ge=1, le=2**32 - 2)] = None
+    memlock: _Bytes | None = None
+    allow: Annotated[tuple[str, ...] | None, BeforeValidator(_errnos)] = None
+    params: dict[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The keys that are written there."""
+        return {
+            name: getattr(self, name)
+            for name in _JobKeys.model_fields
+            if getattr(self, name) is not None
+        }
+
+
+class JobTable(_JobKeys):
+    name: Annotated[str | None, BeforeValidator(values.name)] = None
+
+
+class SteadyTable(values.Table):
+    window: _Duration = _STEADY.window_s
+    slope: _Percent = _STEADY.slope_percent
+    spread: _Percent = _STEADY.spread_percent
+
+
+class LoadTable(_JobKeys):
+    name: Annotated[str, BeforeValidator(values.name)]
+    duration: _Duration | None = None
+    ramp: _Duration = 0.0
+    interval: _Duration | None = None
+    sample: Annotated[float, Field(ge=0, le=1000)] = 100.0
+    steady: SteadyTable = SteadyTable()
+    antagonists: Annotated[
+        tuple[str, ...],
+        BeforeValidator(
+            partial(values.known, "antagonist", tuple(spec.name for spec in ANTAGONISTS))
+        ),
+    ] = ()
+    job: Annotated[tuple[JobTable, ...], BeforeValidator(values.several)] = ()
+
+    @model_validator(mode="after")
+    def _makes_a_load(self) -> Self:
+        load_of(self, seed=1, hold_s=0.0)
+        return self
+
+
+def load_of(table: LoadTable, *, seed: int, hold_s: float) -> Load:
+    """The load of that table. ValueError with the place in it, where its jobs make no sense.
+
+    ``hold_s``: how long it holds when the table does not say; 0: the default.
+    """
+    given = table.given()
+    tables = table.job or ((JobTable(),) if table.workload is not None else ())
+    jobs = [_job(one, given, number) for number, one in enumerate(tables, 1)]
+    jobs += [_job(JobTable(workload=name), {}, 0) for name in table.antagonists]
+    if not any(job.workload in LOADABLE for job in jobs):
+        raise ValueError(
+            f'load "{table.name}" has no job that pins; give it a workload: '
+            f"{values.listed(LOADABLE)}"
+        )
+    duration_s = hold_s or _DURATION_S if table.duration is None else table.duration
+    if not 0.1 <= duration_s <= _LONGEST_S:
+        raise ValueError(f"duration {duration_s} s is not 0.1 s to a year; give another")
+    interval_s = _interval_s(duration_s) if table.interval is None else table.interval
+    if not 0.05 <= interval_s <= duration_s:
+        raise ValueError(
+            f"interval {interval_s} s is not 50 ms to the duration, {duration_s} s; give another"
+        )
+    return Load(
+        name=table.name,
+        jobs=tuple(_with_own_names(jobs)),
+        duration_s=duration_s,
+        ramp_s=table.ramp,
+        interval_s=interval_s,
+        sample_hz=table.sample,
+        steady=Steady(table.steady.window, table.steady.slope, table.steady.spread),
+        seed=seed,
+    )
+
+
+def _interval_s(duration_s: float) -> float:
+    """A second, unless the load is shorter than ten, or longer than an hour."""
+    return min(max(duration_s / 10, 0.05), 1.0) if duration_s < 3600 else duration_s / 3600
+
+
+def _job(table: JobTable, defaults: Mapping[str, Any], number: int) -> Job:
+    own = table.given()
+    workload = own.get("workload", defaults.get("workload"))
+    where = f"[[load.job]] {number}" if number else f"antagonist {workload}"
+    if workload is None:
+        raise ValueError(f'{where} lacks the key "workload"; add it: {values.listed(_NAMES)}')
+    for name in own:
+        if workload not in KEYS_OF.get(name, _NAMES):
+            raise ValueError(
+                f"{where}: {name} says nothing to {workload}; leave it out, it goes with "
+                f"{values.listed(KEYS_OF[name])}"
+            )
+    fitting = {n: v for n, v in defaults.items() if workload in KEYS_OF.get(n, LOADABLE)}
+    keys = {**fitting, **own}
+    antagonist = workload not in LOADABLE
+    if antagonist:
+        _check_params(workload, keys.get("params", {}), where)
+    own_bytes = workloads.antagonist_spec(workload).size_bytes if antagonist else 4096
+    sizes = keys.get("size", ((own_bytes, 1.0),))
+    reads = workload.startswith("dio-read")
+    job = Job(
+        name=table.name or workload,
+        workload=workload,
+        memory=keys.get("memory", "anon"),
+        sizes=sizes,
+        depth=keys.get("depth", 1),
+        processes=keys.get("processes", 1),
+        cpus=keys.get("cpus", ()),
+        node=keys.get("node"),
+        count=keys.get("count"),
+        rate_ops_s=keys.get("rate"),
+        rate_pins_s=keys.get("pin_rate"),
+        think_ns=round(keys.get("think", 0.0) * 1e9),
+        read_percent=round(keys.get("reads", 100 if reads else 0)),
+        pattern=keys.get("pattern", "random"),
+        zipf_theta=keys.get("theta", 1.2),
+        file_bytes=keys.get("file_size", 1 << 30),
+        registered=keys.get("registered", False),
+        sqpoll=keys.get("sqpoll", False),
+        verify=keys.get("verify", False),
+        access=keys.get("access", "rw"),
+        prefetch=keys.get("prefetch", "none"),
+        uid=keys.get("user"),
+        memlock_bytes=keys.get("memlock"),
+        allowed=keys.get("allow", ()),
+        params={**keys.get("params", {}), **({"storm": True} if keys.get("storm") else {})},
+    )
+    _check(job, where)
+    return job
+
+
+def _check(job: Job, where: str) -> None:
+    if job.workload in _DIRECT_IO:
+        odd = next((size for size, _ in job.sizes if size % SECTOR_BYTES), None)
+        if odd is not None:
+            raise ValueError(
+                f"{where}: a block of {odd} bytes is no multiple of {SECTOR_BYTES}, which direct "
+                "IO wants; give another size"
+            )
+        if job.file_bytes < job.largest_bytes:
+            raise ValueError(
+                f"{where}: a file of {job.file_bytes} bytes has no block of {job.largest_bytes}; "
+                "raise file_size"
+            )
+    if not workloads.is_antagonist(job.workload) and not workloads.go_together(
+        job.workload, job.memory
+    ):
+        raise ValueError(f"{where}: {job.workload} says nothing about {job.memory}; give another")
+    if job.workload in ("dio-read", "dio-write") and job.depth > 1:
+        raise ValueError(
+            f"{where}: {job.workload} does one transfer at a time; take {job.workload}-uring for a "
+            "depth, or more processes"
+        )
+
+
+def _check_params(workload: str, params: Mapping[str, Any], where: str) -> None:
+    known = workloads.antagonist_spec(workload).params
+    for name in params:
+        if name not in known:
+            near = values.nearest(name, known)
+            remedy = f'did you mean "{near}"?' if near else f"it takes {values.listed(known)}"
+            raise ValueError(f'{where}: {workload} has no parameter "{name}"; {remedy}')
+    for name, words in workloads.antagonist_spec(workload).choices.items():
+        if name in params and str(params[name]) not in words:
+            raise ValueError(f"{where}: {name} is {params[name]!r}; give {values.listed(words)}")
+
+
+def _with_own_names(jobs: list[Job]) -> list[Job]:
+    """A second job of a name gets a number, so that every figure has a name of its own."""
+    from dataclasses import replace
+
+    seen: dict[str, int] = {}
+    named = []
+    for job in jobs:
+        seen[job.name] = number = seen.get(job.name, 0) + 1
+        named.append(job if number == 1 else replace(job, name=f"{job.name}-{number}"))
+    return named

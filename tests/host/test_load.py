@@ -1,0 +1,199 @@
+"""Loads through the whole machinery, on this kernel: with engines that misbehave, and real ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import run_cases
+
+import workloads
+from pinstorm import session, suite
+from pinstorm.errors import UsageError
+from workloads.load.spec import Job, Load
+from workloads.spec import Case, Planned
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LOCK_DEADLINE_S = 60.0
+KIB = 1 << 10
+
+Record = dict[str, Any]
+Run = Callable[..., Record]
+
+
+@pytest.fixture(autouse=True)
+def _planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workloads.include("planted_engines")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(HERE), str(ROOT))))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs one load in this process; its record."""
+
+    def run(case: Case, **more: Any) -> Record:
+        loaded = suite.parse(run_cases.TEXT.format(seed=1), "loads.toml")
+        listener = more.pop("listener", lambda line: None)
+        options = session.Options(
+            out=tmp_path / f"bundle-{time.monotonic_ns()}", include=("planted_engines",), **more
+        )
+        deadline = time.monotonic() + LOCK_DEADLINE_S
+        while True:
+            try:
+                outcome = session.run(loaded, [Planned(0, 0, case)], options, listener)
+                return outcome.records[0]
+            except UsageError as error:
+                if run_cases.LOCKED not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    return run
+
+
+def planted(name: str, *more: Job, deadline_s: float = 10.0, **keys: Any) -> Case:
+    """A load of one misbehaving job, of half a second, and of others beside it."""
+    job_keys = {key: keys.pop(key) for key in list(keys) if key in Job.__dataclass_fields__}
+    job = Job(name, f"planted-{name}", **job_keys)
+    load = Load("planted", (job, *more), **{"duration_s": 0.5, "interval_s": 0.1, **keys})
+    return workloads.load_case(load, deadline_s)
+
+
+def job_of(record: Record, name: str) -> Record:
+    return next(job for job in record["jobs"] if job["name"] == name)
+
+
+def test_what_the_jobs_did_is_added_up(run: Run) -> None:
+    record = run(planted("count", Job("other", "planted-count"), processes=2, ramp_s=0.2))
+    assert (record["case"], record["verdict"]) == ("load/planted", "pass"), record["expected"]
+    both, one = job_of(record, "count"), job_of(record, "other")
+    # Each act sleeps 1 ms: at most 1000 a second and process, and on a busy machine fewer.
+    assert 0 < one["operations"] <= 500 * 1.1
+    assert one["operations"] < both["operations"] <= 1000 * 1.1
+    assert both["latency_ns"]["act"]["count"] == both["operations"]
+    assert both["latency_ns"]["act"]["p50"] >= 1_000_000
+    assert both["bytes"] == 4 * KIB * both["operations"]
+    assert both["elapsed_ns"] == pytest.approx(0.5e9, rel=0.3)
+    assert both["ops_s"] == pytest.approx(both["operations"] / both["elapsed_ns"] * 1e9)
+    begin_ns, end_ns = record["phases"]["hold"]
+    assert end_ns - begin_ns == 500_000_000
+    assert record["pins"]["orphaned"] is not None
+
+
+def test_a_count_ends_a_job_and_a_rate_limits_it(run: Run) -> None:
+    record = run(
+        planted("count", Job("slow", "planted-count", rate_ops_s=40.0), count=20, processes=2)
+    )
+    assert record["verdict"] == "pass", record["expected"]
+    assert job_of(record, "count")["operations"] == 2 * 20
+    assert 5 <= job_of(record, "slow")["operations"] <= 0.5 * 40 + 2
+
+
+def test_a_refusal_ends_the_load_and_is_its_outcome(run: Run) -> None:
+    record = run(planted("refuse", Job("count", "planted-count"), duration_s=30.0))
+    assert (record["verdict"], record["reason"]) == ("fail", "outcome")
+    assert (record["outcome"], record["failed_call"]) == ("ENOMEM", "planted_call")
+    assert record["failed_phase"] == "hold"
+    assert record["load"]["failure"]["job"] == "refuse"
+    # What it did before is kept, and nobody waited for the end.
+    assert job_of(record, "refuse")["operations"] == 10
+    began_ns, ended_ns = record["phases"]["load"]
+    assert ended_ns - began_ns < 20e9
+
+
+def test_a_refusal_that_is_allowed_is_counted(run: Run) -> None:
+    record = run(planted("refuse", allowed=("ENOMEM",)))
+    assert record["verdict"] == "pass", record["expected"]
+    job = job_of(record, "refuse")
+    assert job["refused"]["ENOMEM"] == job["operations"] - 10
+
+
+def test_a_refusal_to_open_is_that_of_acquire(run: Run) -> None:
+    record = run(planted("refuse-open"))
+    assert (record["outcome"], record["failed_phase"]) == ("EPERM", "acquire")
+    assert (record["verdict"], record["reason"]) == ("fail", "outcome")
+
+
+def test_corruption_fails_with_its_offset(run: Run) -> None:
+    record = run(planted("corrupt"))
+    assert (record["verdict"], record["reason"]) == ("fail", "corruption")
+    assert "offset 40960" in record["expected"]["broken"][0]
+
+
+def test_a_worker_that_dies_fails_the_load(run: Run) -> None:
+    record = run(planted("die", Job("count", "planted-count"), duration_s=30.0))
+    assert (record["verdict"], record["reason"]) == ("fail", "error")
+    assert "ended early" in record["load"]["failure"]["error"]
+    assert job_of(record, "count")["operations"] > 0
+
+
+def test_a_worker_that_hangs_is_killed_at_the_deadline(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstorm.load.observation._GRACE_S", 1.0)
+    record = run(planted("hang", deadline_s=1.0))
+    assert (record["verdict"], record["reason"]) == ("timeout", "deadline")
+
+
+def test_a_cpu_that_is_not_there_is_told(run: Run) -> None:
+    record = run(planted("count", cpus=(8191,)))
+    assert (record["verdict"], record["reason"]) == ("fail", "prepare")
+    assert "CPU 8191" in record["detail"]
+
+
+def test_the_load_tells_its_rate_while_it_runs(run: Run) -> None:
+    told: list[dict[str, Any]] = []
+    run(planted("count"), listener=told.append)
+    rates = [line["ops_s"] for line in told if "ops_s" in line]
+    assert len(rates) >= 3
+    assert all(0 < rate <= 1100 for rate in rates)
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def begun(command: list[str], out: Path) -> subprocess.Popen[str]:
+    """The run, once its case has started; another run may have to end first."""
+    deadline, journal = time.monotonic() + LOCK_DEADLINE_S, out / "journal.jsonl"
+    while True:
+        process = subprocess.Popen(command, cwd=out.parent, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None:
+            if journal.exists() and '"start"' in journal.read_text():
+                return process
+            time.sleep(0.05)
+        errors = process.stderr.read() if process.stderr else ""
+        assert run_cases.LOCKED in errors, errors
+        assert time.monotonic() < deadline
+
+
+def test_ctrl_c_leaves_a_bundle_and_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "load.toml"
+    path.write_text(
+        '[[load]]\nname = "long"\nduration = "60s"\n'
+        'workload = "io-uring-register"\nsize = "64KiB"\n'
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pinstorm", "run", str(path), "--out", str(out)]
+    process = begun(command, out)
+    try:
+        loaded = children_of(process.pid)
+        assert loaded
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert (out / "cases.parquet").exists()
+    assert json.loads((out / "manifest.json").read_text())["schema"] >= 1
+    _, alive = psutil.wait_procs(loaded, timeout=10)
+    assert alive == []

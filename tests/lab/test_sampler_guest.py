@@ -1,0 +1,60 @@
+"""The sampler in a guest with Soft-RoCE: regions and counters against the ``rdma`` program."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pinstorm import host, samples, series_tables
+from pinstorm.lab import boot
+from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.shape import shapes_for
+from workloads.spec import Need
+
+
+@pytest.mark.parametrize("name", ["backports", "oldstable"])
+def test_regions_show_in_the_series_as_the_program_counts_them(
+    name: str, kernel_named: Callable[[str], Kernel], lab_tmp: Path
+) -> None:
+    kernel = kernel_named(name)
+    (shape,) = shapes_for(kernel, {"plain": (Need.RDMA_DEVICE,)})
+    script = Path(__file__).parent / "sampled_regions.py"
+    with boot.boot(
+        kernel,
+        shape,
+        [sys.executable, str(script), str(lab_tmp)],
+        lab_tmp,
+        lab_tmp / "console.log",
+        {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])},
+    ) as guest:
+        code = guest.wait(300)
+        output, errors = guest.output()
+    assert code == 0, errors
+    said = json.loads(output)
+    assert said["setup"]["device"] == "rxe0", said["setup"]
+    assert not said["report"]["died"]
+    assert not {"rdma", "rdma_objects", "rdma_odp"} & set(said["report"]["missing"])
+    assert said["regions"] == {}  # rxe counts no faults of its regions on demand
+
+    readings = list(samples.read(lab_tmp))
+    for now_ns, objects, counters, registered in said["told"]:
+        after = [r for r in readings if r.t_ns > now_ns]
+        first = next(r for r in after if r.source == "rdma_objects")
+        assert first.values == objects
+        assert first.values["mr"] == registered
+        port = next(r for r in after if r.source == "rdma").values
+        assert (
+            counters.items()
+            <= {
+                key.removeprefix("ports/1/hw_counters/"): value for key, value in port.items()
+            }.items()
+        )
+    lows = [low for _, low, _ in said["report"]["trends"]["mr_count"]]
+    assert (lows[0], max(lows), lows[-1]) == (0, 7, 0)
+
+    # The host makes the table of what the guest wrote.
+    told = sum(v is not None for r in readings for v in r.values.values())
+    assert series_tables.finish_samples(lab_tmp, "r") == lab_tmp / samples.SAMPLES
+    assert series_tables.samples_frame(lab_tmp).height == told

@@ -1,0 +1,157 @@
+"""Intervals added up, the steady part found, and what is wrong with a load."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pinstorm import verdict
+from pinstorm.load.tally import LoadTally
+from pinstorm.report import load_table
+from telemetry.histogram import Histogram
+from workloads.load.spec import Job, Load, Steady
+
+S = 1_000_000_000
+
+
+def load(*jobs: Job, window_s: float = 3.0, **keys: Any) -> Load:
+    jobs = jobs or (Job("reads", "dio-read"),)
+    return Load("x", jobs, **{"duration_s": 10.0, "steady": Steady(window_s, 1.0, 10.0), **keys})
+
+
+def interval(
+    number: int, operations: int, *, job: int = 0, process: int = 0, phase: str = "hold"
+) -> dict[str, Any]:
+    latency = Histogram()
+    for _ in range(operations):
+        latency.record(1000 * (number + 1))
+    return {
+        "job": job,
+        "process": process,
+        "phase": phase,
+        "t_ns": [number * S, (number + 1) * S],
+        "cpu_ns": operations * 100,
+        "operations": operations,
+        "bytes": operations * 4096,
+        "pins": operations,
+        "verified": 0,
+        "refused": {},
+        "latency": {"read": latency.to_json()},
+    }
+
+
+def test_processes_of_a_job_add_up() -> None:
+    tally = LoadTally(load(Job("reads", "dio-read", processes=2)))
+    for number in range(2):
+        tally.add(interval(number, 10, process=0))
+        tally.add(interval(number, 30, process=1))
+    (job,) = tally.jobs_json()
+    assert (job["operations"], job["pins"], job["bytes"]) == (80, 80, 80 * 4096)
+    assert job["ops_s"] == 40
+    assert job["cpu_ns_per_op"] == 100
+    assert job["latency_ns"]["read"]["count"] == 80
+    assert job["latency_ns"]["read"]["max"] == 2000
+    assert tally.rates() == [40, 40]
+
+
+def test_an_interval_counts_once_all_have_told_it() -> None:
+    tally = LoadTally(load(Job("a", "dio-read"), Job("b", "dio-write")))
+    tally.add(interval(0, 10, job=0))
+    tally.add(interval(1, 10, job=0))
+    tally.add(interval(0, 5, job=1))
+    assert tally.rates() == [15]
+
+
+def test_ramp_and_drain_are_in_no_figure() -> None:
+    tally = LoadTally(load())
+    tally.add(interval(0, 1000, phase="ramp"))
+    tally.add(interval(1, 10))
+    tally.add(interval(2, 1000, phase="drain"))
+    assert tally.jobs_json()[0]["operations"] == 10
+
+
+def test_figures_are_of_the_steady_part() -> None:
+    tally = LoadTally(load())
+    for number, operations in enumerate([10, 300, 100, 100, 100, 101, 99]):
+        tally.add(interval(number, operations))
+    (job,) = tally.jobs_json()
+    assert tally.steadiness.reached
+    # Three alike make a window: what comes after it is steady.
+    assert (job["part"], job["operations"]) == ("steady", 101 + 99)
+
+
+def test_what_was_never_steady_says_so() -> None:
+    tally = LoadTally(load())
+    for number in range(8):
+        tally.add(interval(number, 100 * (number % 2 + 1)))
+    (job,) = tally.jobs_json()
+    assert not tally.steadiness.reached
+    assert (job["part"], job["operations"]) == ("hold", 1200)
+
+
+def record(**load_keys: Any) -> dict[str, Any]:
+    pins = {
+        "exact": True, "refreshed": True, "bound": 0, "net_bound": 0, "noise": 0, "recent": 0,
+        "noise_ns": [1, 1], "flagged": False, "acquire": {"acquired": 8, "released": 0},
+        "release": {"acquired": 0, "released": 8}, "load": {"acquired": 99, "released": 99},
+        "held": 8, "leaked": 0, "orphaned": 0, "cycles": None, "disturb": None, "per_node": {},
+        "settles": None, "remaining": [0, 0], "stayed": None, "window_ns": {},
+    }  # fmt: skip
+    tally = LoadTally(load())
+    tally.add(interval(0, 2000))
+    said = {"steady": {"reached": True, "after_intervals": 2}, "stopped": None, "failure": None}
+    said |= {"duration_s": 10.0, "interval_s": 1.0, "soak": {}, "sampler": None, **load_keys}
+    return {
+        "case": "load/x", "workload": "load", "memory": "jobs", "params": {"size_bytes": 4096},
+        "kernel": "7.2.11+deb13-amd64", "outcome": "ok", "outcomes": {"ok": 1}, "pins": pins,
+        "kmsg": [], "taint": 0, "load": said, "jobs": tally.jobs_json(), "no_trace": "a load",
+    }  # fmt: skip
+
+
+def judged(changes: dict[str, Any] | None = None, **load_keys: Any) -> tuple[str, str | None]:
+    made = verdict.judge({**record(**load_keys), **(changes or {})}, lab=True)
+    return made.verdict, made.reason
+
+
+def test_a_load_that_gave_all_back_passes() -> None:
+    assert judged() == ("pass", None)
+
+
+def test_what_is_wrong_is_the_reason() -> None:
+    leaking = record()["pins"] | {"leaked": 3}
+    assert judged({"pins": leaking}) == ("fail", "leaked")
+    trend = {"verdict": "leak", "low_per_s": 1.0, "high_per_s": 2.0, "reason": "steady-rise"}
+    assert judged(soak={"outstanding_pages": trend}) == ("fail", "leak")
+    mismatch = {"job": "reads", "mismatch": "block at offset 4096"}
+    assert judged({"outcome": "EIO"}, failure=mismatch) == ("fail", "corruption")
+    assert judged({"outcome": "ENOMEM"}) == ("fail", "outcome")
+
+
+@pytest.mark.parametrize(
+    ("load_keys", "reason"),
+    [
+        ({"steady": {"reached": False, "after_intervals": None}}, "not-steady"),
+        ({"sampler": {"died": True}}, "sampler-died"),
+        ({"stopped": "stopped"}, "stopped"),
+    ],
+)
+def test_a_pass_says_what_is_missing(load_keys: dict[str, Any], reason: str) -> None:
+    assert judged(**load_keys) == ("pass", reason)
+
+
+def test_the_table_fits_and_leaves_out_percentiles_of_few() -> None:
+    made = record()
+    few = LoadTally(load())
+    few.add(interval(0, 20))
+    made["jobs"] += few.jobs_json()
+    stream = io.StringIO()
+    console = Console(file=stream, width=100)
+    for part in load_table.parts([made], emulated=True):
+        console.print(part)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    many, little = (line.split() for line in lines if line.startswith("reads"))
+    assert many[-4:] == ["1", "1", "1", "1"]
+    assert little[-4:] == ["1", "-", "-", "1"]
+    assert "emulated" in stream.getvalue()

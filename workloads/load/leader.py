@@ -1,0 +1,271 @@
+"""The leader of a load: the child that the runner knows, with a worker for each process of a job.
+
+It does no work itself: it forks the workers, has all of them take each step at once, and hands
+their figures on to the runner. The same interface as workloads.prepared, and ``load`` beside it.
+"""
+
+import mmap
+import os
+import select
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import workloads
+from workloads import libc
+from workloads.channel import Channel
+from workloads.load.engine import Pace, Recorder, Work, pages_of
+from workloads.load.spec import Job, Load
+from workloads.load.target import require_room
+from workloads.load.worker import Worker
+from workloads.owner import Owner
+from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
+
+# Between the order to begin and the beginning: more than a message takes, emulated too.
+_ENTER_NS = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A worker as the leader sees it."""
+
+    job: int
+    process: int
+    pid: int
+    channel: Channel
+
+    def to_json(self) -> dict[str, int]:
+        return {"job": self.job, "process": self.process, "pid": self.pid}
+
+
+class Leader:
+    """All processes of a load."""
+
+    memory_ns = 0
+
+    def __init__(self, case: Case, around: Surroundings):
+        assert case.load is not None
+        self.case = case
+        self.errors: list[str] = []
+        self._load: Load = case.load
+        self._around = around
+        self._owner = Owner()
+        self._stop: mmap.mmap | None = None
+        self._members: list[_Member] = []
+        # Those that ended before they were told to; what they held went with them.
+        self._gone: set[int] = set()
+        self.operation: Operation = _Standing(self)
+
+    def prepare(self) -> None:
+        """Fork the workers; each makes its memory and its files. CallFailed or PrepareFailed."""
+        # Before the fork, that no worker does it again; and so that a module is missed at once.
+        for job in self._load.jobs:
+            workloads.import_engine(job.workload)
+        require_room(self._load.jobs, self._around)
+        self._stop = mmap.mmap(-1, mmap.PAGESIZE)
+        for number, job in enumerate(self._load.jobs):
+            for process in range(job.processes):
+                self._members.append(self._fork(number, job, process))
+        self.together("prepare")
+
+    def members(self) -> list[dict[str, int]]:
+        """``{"job", "process", "pid"}`` of each worker; jobs and processes count from 0."""
+        return [member.to_json() for member in self._members]
+
+    def together(self, step: str) -> int:
+        """Have all take a step; the slowest one's ns. CallFailed, PrepareFailed of the first."""
+        members = [member for member in self._members if member.pid not in self._gone]
+        for member in members:
+            _tell(member, go=step)
+        answers = [_answer(member) for member in members]
+        slowest_ns = 0
+        for member, answer in zip(members, answers, strict=True):
+            self._raise_failure(member, answer)
+            slowest_ns = max(slowest_ns, int((answer or {}).get("ns", 0)))
+        return slowest_ns
+
+    def load(self, runner: Channel) -> dict[str, Any]:
+        """Run the load; intervals go to the runner as they come. What ended it, and what failed."""
+        load = self._load
+        assert self._stop is not None
+        self._stop[0] = 0
+        begin_ns = time.monotonic_ns() + _ENTER_NS
+        hold_ns = begin_ns + round(load.ramp_s * 1e9)
+        end_ns = hold_ns + round(load.duration_s * 1e9)
+        spans = [("ramp", begin_ns, hold_ns), ("hold", hold_ns, end_ns)]
+        for member in self._members:
+            _tell(member, go="load", spans=spans, interval_ns=round(load.interval_s * 1e9))
+        failure, stopped = self._relay(runner)
+        return {
+            "spans": {name: [begin, end] for name, begin, end in spans},
+            "stopped": stopped,
+            "failure": failure,
+        }
+
+    def region_bytes(self) -> tuple[int, int]:
+        """Each job has memory of its own: there is no one range to tell."""
+        return 0, 0
+
+    def placement(self) -> None:
+        return None
+
+    def renew_memory(self) -> None:
+        raise PrepareFailed("the memory of a load is not made anew")
+
+    def disturb(self) -> int:
+        raise PrepareFailed("a load is disturbed by its antagonists")
+
+    def close(self) -> None:
+        """All workers end, and are waited for; what they could not give back is told."""
+        for member in self._members:
+            with suppress(PrepareFailed):
+                _tell(member, go="end")
+        for member in self._members:
+            if member.pid not in self._gone:
+                self.errors += _last_words(member)
+            member.channel.close()
+            os.waitpid(member.pid, 0)
+        self._members = []
+        self._owner.close()
+        self.errors += self._owner.errors
+
+    # ------------------------------------------------------------------------------------------
+
+    def _fork(self, number: int, job: Job, process: int) -> _Member:
+        ours, theirs = Channel.pair()
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            return _Member(number, process, pid, ours)
+        code = 70
+        try:
+            ours.close()
+            for member in self._members:
+                member.channel.close()
+            libc.die_with_parent()
+            channel = Channel(socket.socket(fileno=theirs.detach()))
+            Worker(channel, self._work(number, job, process)).serve()
+            code = 0
+        finally:
+            os._exit(code)
+
+    def _work(self, number: int, job: Job, process: int) -> Work:
+        assert self._stop is not None
+        share = 1 / job.processes
+        rates = [job.rate_ops_s]
+        if job.rate_pins_s is not None:
+            rates.append(job.rate_pins_s / _mean_pages(job))
+        rate = min((rate * share for rate in rates if rate is not None), default=None)
+        return Work(
+            job,
+            process,
+            self._around,
+            seed=self._load.seed * 1_000_003 + number,
+            stop=self._stop,
+            recorder=Recorder(allowed=job.allowed),
+            pace=Pace(rate, job.think_ns),
+        )
+
+    def _relay(self, runner: Channel) -> tuple[dict[str, Any] | None, str | None]:
+        """Until every worker is done: the first failure, and who said stop if somebody did."""
+        assert self._stop is not None
+        working = {member.channel.fileno(): member for member in self._members}
+        failure, stopped = None, None
+        watched = [runner.fileno(), *working]
+        while working:
+            ready, _, _ = select.select(watched, [], [])
+            for fileno in ready:
+                if fileno == runner.fileno():
+                    message = runner.receive()
+                    if message is None:
+                        raise ConnectionError("the runner is gone")
+                    stopped = str(message.get("why", "stopped"))
+                    self._stop[0] = 1
+                    continue
+                member = working[fileno]
+                for answer in member.channel.waiting():
+                    if answer is not None and "interval" in answer:
+                        numbers = {"job": member.job, "process": member.process}
+                        runner.send(step="interval", **numbers, **answer["interval"])
+                        continue
+                    if answer is None:
+                        self._gone.add(member.pid)
+                    failed = self._failure_of(member, answer)
+                    if failed is not None:
+                        failure = failure or failed
+                        self._stop[0] = 1
+                    del working[fileno]
+                    watched.remove(fileno)
+                    break
+        return failure, stopped
+
+    def _failure_of(
+        self, member: _Member, answer: Mapping[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """What went wrong in a worker, with its job's name; None when nothing did."""
+        who = {"job": self._load.jobs[member.job].name, "process": member.process}
+        if answer is None:
+            return {**who, "error": f"process {member.pid} of the load ended early"}
+        if "failed" not in answer:
+            return None
+        return {**who, **{name: value for name, value in answer.items() if name != "failed"}}
+
+    def _raise_failure(self, member: _Member, answer: Mapping[str, Any] | None) -> None:
+        failed = self._failure_of(member, answer)
+        if failed is None:
+            return
+        where = f"job {failed['job']}"
+        if "errno" in failed:
+            told = "; ".join(filter(None, (where, failed["detail"])))
+            raise CallFailed(failed["call"], failed["errno"], told, failed["elapsed_ns"])
+        raise PrepareFailed(f"{where}: {failed.get('error') or failed.get('mismatch')}")
+
+
+class _Standing:
+    """What a load holds from its acquire to its release: the part of it that is like any case."""
+
+    def __init__(self, leader: Leader):
+        self.done_bytes: int | None = None
+        self._leader = leader
+
+    def aim_at(self, region: Any) -> None:
+        raise PrepareFailed("the memory of a load is not made anew")
+
+    def acquire(self) -> int:
+        return self._leader.together("open")
+
+    def release(self) -> int:
+        return self._leader.together("close")
+
+
+def _mean_pages(job: Job) -> float:
+    weights = sum(weight for _, weight in job.sizes)
+    return sum(pages_of(size) * weight for size, weight in job.sizes) / weights
+
+
+def _tell(member: _Member, **message: Any) -> None:
+    try:
+        member.channel.send(**message)
+    except ConnectionError as error:
+        raise PrepareFailed(f"process {member.pid} of the load ended early") from error
+
+
+def _answer(member: _Member) -> dict[str, Any] | None:
+    try:
+        return member.channel.receive()
+    except ConnectionError:
+        return None
+
+
+def _last_words(member: _Member) -> list[str]:
+    """What it could not give back; earlier answers that nobody read are passed over."""
+    while True:
+        message = _answer(member)
+        if message is None:
+            return [f"process {member.pid} of the load ended early"]
+        if "ended" in message:
+            errors: list[str] = message["errors"]
+            return errors

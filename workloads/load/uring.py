@@ -1,0 +1,326 @@
+"""Direct IO through io_uring, ``depth`` operations in flight: all of it in arrays, for each batch.
+
+A slot is a part of the memory, an entry of the submission queue and, with ``registered``, a
+registered buffer. Free slots are filled and handed to the kernel together, completions are taken as
+they come, and every cost of ours is for a batch and not for an operation.
+
+How large a batch is decides between two evils. Of many completions waited for, the device runs dry
+before it gets new work; of one, we are awake more often than the device needs. So the number waited
+for adapts: it grows while this process is busy for more than half of its time, and shrinks while it
+sleeps for most of it, within a quarter of the depth, so that three quarters stay in flight. And it
+is the least that is waited for: what is there by then is taken as well.
+"""
+
+import time
+from time import monotonic_ns
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workloads import libc
+from workloads.load.chunk import Chunk
+from workloads.load.direct import PATIENCE_NS, Direct
+from workloads.load.engine import Work
+from workloads.load.rings import Results, Rings, Slots
+from workloads.owner import Owner
+
+_BATCHES_BETWEEN_LOOKS = 64
+_BUSY, _IDLE = 0.5, 0.3
+_LATENCIES = 2048
+_NO_SLOTS: Slots = np.empty(0, np.int64)
+_CALL = "io_uring_enter"
+
+
+def prepare(work: Work, owner: Owner) -> "Uring":
+    direct = Direct(work, work.job.depth, owner)
+    return Uring(direct, Rings(direct.slots, owner, polled=work.job.sqpoll), owner)
+
+
+class Uring:
+    """Operations of one process through one ring."""
+
+    def __init__(self, direct: Direct, rings: Rings, owner: Owner):
+        self._direct, self.rings, self._work = direct, rings, direct.work
+        job, slots = direct.job, direct.slots
+        self._registered = False
+        owner.release_with("registered buffers", self.close)
+        self._left = job.count
+        self._free: Slots = np.arange(slots)
+        self._in_flight = 0
+        self._done = 0
+        self._chosen = np.zeros(slots, np.int64)
+        self._writes = np.full(slots, direct.write_share == 1.0)
+        self._started_ns = np.zeros(slots, np.int64)
+        self._ready_ns = np.zeros(slots, np.int64)
+        self._uniform = direct.operations.uniform
+        self._paced = not self._work.pace.unlimited or self._left is not None
+        self._latencies = np.empty(_LATENCIES + slots, np.int64)
+        self._noted_writes = np.empty(_LATENCIES + slots, np.bool_)
+        self._noted = 0
+        self._rest_ns = PATIENCE_NS
+        self._opcodes = np.array([libc.IORING_OP_READ, libc.IORING_OP_WRITE], np.uint8)
+        if job.registered:
+            self._opcodes[:] = libc.IORING_OP_READ_FIXED, libc.IORING_OP_WRITE_FIXED
+        self._entries = rings.submissions[:slots]
+        self._entry_offsets = self._entries["offset"]
+        self._fill_entries()
+        if job.registered:
+            # Pins nothing, and ends with the ring.
+            libc.io_uring_register_files(rings.fd, [direct.target])
+        self._whole = np.full(slots, direct.sizes[0], np.int32).tobytes()
+        self._size = int(direct.sizes[0])
+        # A registered buffer's pages were pinned when it was registered.
+        self._pages = direct.pages * (0 if job.registered else 1)
+        same = bool((self._pages[0] == self._pages[0, 0]).all())
+        self._same_pages = int(self._pages[0, 0]) if same else None
+        self._wait_for = 1
+        self._chunk = Chunk(slots)
+        self._most = max(1, slots // 4)
+        self._batches = 0
+        self._looked_ns, self._busy_ns = 0, 0
+
+    @property
+    def target(self) -> int:
+        """The descriptor of the file."""
+        return self._direct.target
+
+    def _fill_entries(self) -> None:
+        """What is the same in every operation of a slot."""
+        entries, job = self._entries, self._direct.job
+        entries["address"] = self._direct.addresses
+        entries["opcode"] = self._opcodes[self._writes.astype(np.int64)]
+        entries["length"] = self._direct.sizes[0]
+        entries["fd"] = 0 if job.registered else self._direct.target
+        if job.registered:
+            entries["flags"] = libc.IOSQE_FIXED_FILE
+            entries["buffer_index"] = np.arange(len(entries))
+
+    def open(self) -> None:
+        """Register each slot's memory as a buffer, where the job says so."""
+        if not self._direct.job.registered:
+            return
+        slot_bytes = self._direct.slot_bytes
+        buffers = libc.iovecs(
+            [(address, slot_bytes) for address in self._direct.addresses.tolist()]
+        )
+        opcode = libc.IORING_REGISTER_BUFFERS
+        result = libc.io_uring_register(self.rings.fd, opcode, buffers, len(buffers))
+        libc.check("io_uring_register", result)
+        self._registered = True
+
+    def close(self) -> None:
+        """Give the registered buffers back."""
+        if self._registered:
+            self._registered = False
+            opcode = libc.IORING_UNREGISTER_BUFFERS
+            result = libc.io_uring_register(self.rings.fd, opcode, None, 0)
+            libc.check("io_uring_register", result)
+
+    def run(self, until_ns: int) -> bool:
+        stop, enter, clock = self._work.stop, self.rings.enter, monotonic_ns
+        operations, slots = self._direct.operations, self._direct.slots
+        plain = self._uniform and not self._paced and self._direct.integrity is None
+        turn = self._turn_plain if plain else self._turn
+        self._batches = 0
+        now_ns = clock()
+        self._chunk.begin(now_ns, self._done)
+        try:
+            while (left_ns := until_ns - now_ns) > 0 and not stop[0]:
+                turn(now_ns)
+                if not self._in_flight and self._left == 0:
+                    return False
+                if self._noted >= _LATENCIES or operations.ahead < slots:
+                    # What takes a while is done when the device has all it can have.
+                    enter(0, 0)
+                    self._note()
+                    operations.look_ahead(slots)
+                rest_ns = self._rest_ns
+                enter(
+                    min(self._wait_for, self._in_flight) or 1,
+                    rest_ns if rest_ns < left_ns else left_ns,
+                )
+                now_ns = clock()
+        finally:
+            self._note()
+        return self._in_flight > 0 or self._left != 0
+
+    def drain(self) -> None:
+        while self._in_flight:
+            self.rings.enter(self._in_flight, PATIENCE_NS)
+            slots, results = self.rings.reap()
+            self._end(slots, results, monotonic_ns())
+        self._note()
+
+    # -- one batch -----------------------------------------------------------------------------
+
+    def _turn_plain(self, now_ns: int) -> None:
+        """Take what completed by now and begin as many again, where all are of one kind.
+
+        The device first: what has to be counted is counted when it has something to do again.
+        """
+        rings, operations, first = self.rings, self._direct.operations, -1
+        if len(self._free):
+            return self._turn(now_ns)
+        if not rings.ready:
+            return None
+        if self._chunk.size < self._direct.slots:
+            first = rings.repeat_first(operations.offset())
+        slots, results = rings.reap()
+        if results.tobytes() != self._whole[: 4 * len(slots)]:
+            return self._end_but_first(slots, results, first, now_ns)
+        rest = slots if first < 0 else slots[1:]
+        begun_ns: int | NDArray[np.int64] = now_ns
+        if len(rest):
+            self._entry_offsets[rest] = operations.offsets(len(rest))
+            rings.queue(rest)
+            begun_ns = self._submit()
+        self._count(slots, now_ns)
+        self._started_ns[rest] = begun_ns
+        if first >= 0:
+            self._started_ns[first] = now_ns
+        return None
+
+    def _end_but_first(self, slots: Slots, results: Results, first: int, now_ns: int) -> None:
+        """The same, where one of them failed: all are free then but the one begun already."""
+        try:
+            self._end(slots, results, now_ns)
+        finally:
+            if first >= 0:
+                self._free = self._free[self._free != first]
+                self._in_flight += 1
+                self._started_ns[first] = now_ns
+
+    def _submit(self) -> int | NDArray[np.int64]:
+        """All that is queued but the last chunk, which goes with the wait; when each was."""
+        rings, chunk = self.rings, self._chunk.size
+        begun_ns = monotonic_ns()
+        if rings.unsubmitted <= chunk:
+            return begun_ns
+        times_ns, counts = [begun_ns], [rings.unsubmitted]
+        while counts[-1] > chunk:
+            left = counts.pop()
+            rings.submit(chunk)
+            counts += [left - rings.unsubmitted, rings.unsubmitted]
+            times_ns.append(monotonic_ns())
+            chunk *= 2
+        return np.repeat(times_ns, counts)
+
+    def _turn(self, now_ns: int) -> None:
+        """Take what completed by now; begin operations of any kind in as many slots as may be."""
+        slots, results = self.rings.reap()
+        if len(slots):
+            self._end(slots, results, now_ns)
+        slots, self._free = self._due(now_ns)
+        if len(slots):
+            slots = self._fill(slots)
+        self._work.pace.begun(len(slots))
+        if self._left is not None:
+            self._left -= len(slots)
+        self._in_flight += len(slots)
+        self.rings.queue(slots)
+        self._started_ns[slots] = self._submit()
+
+    def _fill(self, slots: Slots) -> Slots:
+        """Operations of several kinds into these slots; those that could be begun."""
+        operations, integrity = self._direct.operations, self._direct.integrity
+        draw = operations.take(len(slots))
+        if integrity is not None:
+            lengths = self._direct.sizes[draw.sizes]
+            count = integrity.clear(draw.offsets, lengths, draw.writes)
+            operations.give_back(len(slots) - count)
+            self._free = np.concatenate((slots[count:], self._free))
+            slots, draw = slots[:count], draw.part(0, count)
+            integrity.begin(slots, draw.offsets, lengths[:count], draw.writes)
+        self._chosen[slots] = draw.sizes
+        self._writes[slots] = draw.writes
+        self._entry_offsets[slots] = draw.offsets
+        self._entries["length"][slots] = self._direct.sizes[draw.sizes]
+        self._entries["opcode"][slots] = self._opcodes[draw.writes.astype(np.int64)]
+        return slots
+
+    def _due(self, now_ns: int) -> tuple[Slots, Slots]:
+        """The free slots in which operations may begin now, and the others."""
+        pace, free = self._work.pace, self._free
+        self._rest_ns = PATIENCE_NS
+        later = _NO_SLOTS
+        if pace.think_ns:
+            ready = self._ready_ns[free] <= now_ns
+            free, later = free[ready], free[~ready]
+            if len(later):
+                self._rest_until(int(self._ready_ns[later].min()), now_ns)
+        count = min(len(free), pace.due(now_ns))
+        if self._left is not None:
+            count = min(count, self._left)
+        if count < len(free) and self._left != 0:
+            self._rest_until(pace.next_ns(now_ns), now_ns)
+        return free[:count], np.concatenate((free[count:], later))
+
+    def _rest_until(self, moment_ns: int, now_ns: int) -> None:
+        """Something may begin then: no wait is to last longer."""
+        self._rest_ns = min(self._rest_ns, max(0, moment_ns - now_ns))
+
+    def _end(self, slots: Slots, results: Results, now_ns: int) -> None:
+        """These completed by now: count and check them; the slots are free."""
+        count = len(slots)
+        self._in_flight -= count
+        self._free = np.concatenate((self._free, slots)) if len(self._free) else slots
+        if self._paced:
+            self._ready_ns[slots] = now_ns + self._work.pace.think_ns
+        if self._uniform and results.tobytes() == self._whole[: 4 * count]:
+            self._count(slots, now_ns)
+            if self._direct.integrity is not None:
+                self._work.recorder.verified += self._direct.integrity.end(slots)
+        else:
+            self._end_each(slots, results, now_ns)
+
+    def _end_each(self, slots: Slots, results: Results, now_ns: int) -> None:
+        """The same, where not all that completed are alike, or one of them failed."""
+        integrity = self._direct.integrity
+        whole = results == self._direct.sizes[self._chosen[slots]]
+        self._count(slots[whole], now_ns)
+        if integrity is not None:
+            self._work.recorder.verified += integrity.end(slots[whole])
+        if whole.all():
+            return
+        failed, moved = slots[~whole].tolist(), results[~whole].tolist()
+        if integrity is not None:
+            for slot in failed:
+                integrity.refused(slot)
+        for slot, result in zip(failed, moved, strict=True):
+            size, write = int(self._entries["length"][slot]), bool(self._writes[slot])
+            self._direct.refuse(_CALL, result, size, write, int(self._entry_offsets[slot]))
+
+    def _count(self, slots: Slots, now_ns: int) -> None:
+        recorder, count = self._work.recorder, len(slots)
+        self._chunk.look(now_ns, self._done)
+        self._batches += 1
+        if self._batches >= _BATCHES_BETWEEN_LOOKS:
+            self._adapt(now_ns)
+        recorder.operations += count
+        self._done += count
+        start, end = self._noted, self._noted + count
+        np.subtract(now_ns, self._started_ns[slots], out=self._latencies[start:end])
+        self._noted = end
+        if self._uniform and self._same_pages is not None:
+            recorder.bytes += count * self._size
+            recorder.pins += count * self._same_pages
+            return
+        chosen = self._chosen[slots]
+        recorder.bytes += int(self._direct.sizes[chosen].sum())
+        recorder.pins += int(self._pages[chosen, slots].sum())
+        self._noted_writes[start:end] = self._writes[slots]
+
+    def _note(self) -> None:
+        """Hand the latencies on, many at a time."""
+        noted, self._noted = self._noted, 0
+        self._direct.note(self._latencies[:noted], self._noted_writes[:noted])
+
+    def _adapt(self, now_ns: int) -> None:
+        """How many completions to wait for, by how busy this process was of late."""
+        busy_ns = time.thread_time_ns()
+        share = (busy_ns - self._busy_ns) / max(1, now_ns - self._looked_ns)
+        if self._looked_ns and share > _BUSY:
+            self._wait_for = min(self._wait_for + 1, self._most)
+        elif share < _IDLE:
+            self._wait_for = max(self._wait_for - 1, 1)
+        self._looked_ns, self._busy_ns, self._batches = now_ns, busy_ns, 0
