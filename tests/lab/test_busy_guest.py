@@ -25,7 +25,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     return ("faulty_workloads", "busy_guests")
 
 
-@pytest.mark.parametrize("name", ["backports", "oldstable"])
+@pytest.mark.parametrize("name", ["backports", pytest.param("oldstable", marks=pytest.mark.slow)])
 def test_verdicts_hold_and_figures_are_the_cases_own(
     name: str, kernel_named: Callable[[str], Kernel], busy: tuple[str, ...], lab_tmp: Path
 ) -> None:

@@ -17,7 +17,7 @@ from pinstorm.report import table
 from workloads.spec import DISTURBANCES, MIB, PHASES
 
 # The two that differ most: a run on 6.12 says nothing that 7.2 does not.
-KERNELS = ("oldstable", "backports")
+KERNELS = (pytest.param("oldstable", marks=pytest.mark.slow), "backports")
 LEAST_PASSES = 160
 LEAST_KILLS = 100
 KILL_ROUNDS = 3
@@ -133,6 +133,7 @@ def assert_killed(records: list[dict[str, Any]], least: int) -> None:
         assert inside
 
 
+@pytest.mark.slow
 def test_a_hundred_random_kills(backports: Kernel, lab_tmp: Path) -> None:
     records = run(backports, lab_tmp, only="*kill=*", rounds=KILL_ROUNDS)
     assert_killed(records, LEAST_KILLS)

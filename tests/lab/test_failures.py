@@ -15,7 +15,8 @@ from pinstorm.lab.kernels import Kernel
 from pinstorm.rules.rule import Release
 from workloads.spec import Case
 
-KERNELS = ("oldstable", "stable", "backports")
+# Those that differ most.
+KERNELS = ("oldstable", pytest.param("stable", marks=pytest.mark.slow), "backports")
 
 Record = dict[str, Any]
 

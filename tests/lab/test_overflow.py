@@ -29,7 +29,7 @@ def run(
     return done.records
 
 
-@pytest.mark.parametrize("name", ["backports", "oldstable"])
+@pytest.mark.parametrize("name", ["backports", pytest.param("oldstable", marks=pytest.mark.slow)])
 def test_small_page_has_a_limit_and_a_large_folio_has_not(
     name: str, kernel_named: Callable[[str], Kernel], lab_tmp: Path
 ) -> None:

@@ -48,7 +48,7 @@ def size_and_pages(held: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 # oldstable has neither on-demand paging in rxe nor, in Debian's build, xsk_diag.
-@pytest.mark.parametrize("name", ["backports", "oldstable"])
+@pytest.mark.parametrize("name", ["backports", pytest.param("oldstable", marks=pytest.mark.slow)])
 def test_holders_are_named_with_their_sizes(
     name: str, kernel_named: Callable[[str], Kernel], lab_tmp: Path
 ) -> None:

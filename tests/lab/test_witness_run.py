@@ -46,7 +46,9 @@ def behind(record: dict[str, Any]) -> list[set[str]]:
     return [set(call["flags"]) for call in record["gup_calls"] if call["via"] is not None]
 
 
-@pytest.mark.parametrize("name", ["backports", "stable", "oldstable"])
+@pytest.mark.parametrize(
+    "name", ["backports", "oldstable", pytest.param("stable", marks=pytest.mark.slow)]
+)
 def test_pin_classes_are_seen_at_their_call_sites(
     name: str,
     kernel_named: Callable[[str], Kernel],
@@ -122,7 +124,7 @@ def test_no_trace_is_null_and_says_why(
     assert bundle.open_bundle(done.path).manifest["trace"]["available"] is False
 
 
-@pytest.mark.parametrize("name", ["backports", "oldstable"])
+@pytest.mark.parametrize("name", ["backports", pytest.param("oldstable", marks=pytest.mark.slow)])
 def test_what_a_killed_run_left_is_removed_and_a_live_ones_is_not(
     name: str, kernel_named: Callable[[str], Kernel], lab_tmp: Path
 ) -> None:
