@@ -19,6 +19,7 @@ from typing import Any
 from pinstorm import journal
 from pinstorm.errors import UsageError
 from pinstorm.schema import Column
+from pinstorm.unpinned_file import UnpinnedFile
 from telemetry.histogram import Histogram
 
 INTERVALS = "intervals.jsonl"
@@ -124,7 +125,7 @@ class Intervals:
         _cut_torn(self.path)
         for interval in read(self.path):
             self._lines[interval.key] = self._lines.get(interval.key, 0) + 1
-        self._fd: int | None = None
+        self._file: UnpinnedFile | None = None
 
     def note(self, message: Mapping[str, Any]) -> None:
         """One process's figures of one interval; fields that are not known here are left out.
@@ -138,24 +139,16 @@ class Intervals:
             self._shrink(job)
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _append(self, line: bytes) -> None:
-        size_before: int | None = None
         try:
-            if self._fd is None:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._fd = os.open(self.path, flags, 0o644)
-            size_before = os.fstat(self._fd).st_size
-            rest = memoryview(line)
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            if self._file is None:
+                self._file = UnpinnedFile(self.path)
+            self._file.write(line)
         except OSError as error:
-            if self._fd is not None and size_before is not None:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, size_before)
             raise journal.write_error(self.path, error) from error
 
     def _shrink(self, job: Job) -> None:
@@ -165,7 +158,7 @@ class Intervals:
         self.close()
         try:
             try:
-                with open(beside, "xb") as file:
+                with UnpinnedFile(beside, new=True) as file:
                     kept = 0
                     for interval in grid.merged(read(self.path), job):
                         kept += interval.key == job

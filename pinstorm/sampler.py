@@ -2,7 +2,8 @@
 
 Each source has a rate of its own. Ticks lie on a grid of absolute times, so that nothing drifts;
 one that was missed is counted and not made up for. What a reading costs decides how often it may be
-taken: a source that takes more than its share of a core is read half as often. Started by
+taken: a source that takes more than its share of a core is read half as often, and all are when all
+of it takes too much. Started by
 pinstorm.sampling as ``python -S -m pinstorm.sampler FD``. It ends when it is told to, when the
 runner is gone, or when it is killed; what it has read is then in the spool, but for the last half
 second of one that was killed by SIGKILL.
@@ -15,8 +16,10 @@ import resource
 import select
 import signal
 import socket
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,11 +33,15 @@ from workloads.channel import Channel
 _FLUSH_NS = 500_000_000
 _NEVER_NS = 1 << 62
 # To look at the clock of this thread costs as much as a cheap reading's parsing.
-_MEASURE_NS = 100_000_000
+_MEASURE_NS = 500_000_000
 # So long it may be deaf to the runner: to sleep is cheaper than to listen meanwhile.
-_DEAF_NS = 25_000_000
-# How quickly the figure of what a reading costs follows the readings.
-_COST_WEIGHT = 1 / 8
+_DEAF_NS = 50_000_000
+# So many readings say what one costs.
+_LATELY = 5
+# How often what all of it takes is looked at, and the most of a core that it may take: this, or at
+# high rates 1 % for each 100 Hz. Emulated, or on a machine that is full, it takes what it can get.
+_GOVERN_NS = 1_000_000_000
+_MOST = 0.05
 # A source is read more often again once that would take so much of what it may take.
 _CHEAP_ENOUGH = 0.8
 
@@ -51,20 +58,23 @@ class _Cost:
     """CPU time of one thing that is done again and again: over all of it, and lately."""
 
     def __init__(self) -> None:
-        self.recent_ns = 0.0
         self._times = 0
         self._spent_ns = 0
+        self._last: deque[int] = deque(maxlen=_LATELY)
 
     @property
     def mean_ns(self) -> int:
         return self._spent_ns // self._times if self._times else 0
 
+    @property
+    def recent_ns(self) -> int:
+        """The median of the last few: one that was interrupted says nothing."""
+        return statistics.median_low(self._last) if self._last else 0
+
     def add(self, cost_ns: int) -> None:
-        if not self._times:
-            self.recent_ns = cost_ns
         self._times += 1
         self._spent_ns += cost_ns
-        self.recent_ns += (cost_ns - self.recent_ns) * _COST_WEIGHT
+        self._last.append(cost_ns)
 
 
 class Paced:
@@ -116,11 +126,12 @@ class Paced:
         """Parse what was read, all at once."""
         if not self._raws:
             return
-        source, count = self.source, len(self._raws)
-        self.readings += count
+        # Taken out first: a signal that ends this process has the rest written, and none twice.
+        source, raws, self._raws = self.source, self._raws, []
+        self.readings += len(raws)
         before_ns = time.thread_time_ns()
         try:
-            for t_ns, raw in self._raws:
+            for t_ns, raw in raws:
                 rows = list(source.rows(raw))
                 for pid, values in rows:
                     spool.note(t_ns, source.name, pid, values)
@@ -128,12 +139,11 @@ class Paced:
                     trends.add(key, t_ns, value)
         except (OSError, ValueError) as error:
             self._fail(error)
-        self._raws.clear()
-        self._parsing.add((time.thread_time_ns() - before_ns) // count)
+        self._parsing.add((time.thread_time_ns() - before_ns) // len(raws))
         self._adapt()
 
     def halve(self, times: int) -> None:
-        """The rate is half of half …, so many times, because the spool fills."""
+        """The rate is half of half …, so many times, whatever it costs."""
         self._halved = times
         self._aim()
 
@@ -180,13 +190,19 @@ class Sampler:
         self._tables = Tables(min(hz, _WALK_HZ))
         self.missing: dict[str, str] = {}
         found = [*self._machine(hz, device), self._processes, self._own, self._tables]
+        self.watch([], [os.getppid()])
+        for source in found:
+            _warm_up(source)
         self.begin_ns = time.monotonic_ns()
         self._trends = Trends(self.begin_ns)
         self._paced = [Paced(source, self.begin_ns) for source in found]
-        self._began_cpu_ns = time.process_time_ns()
         self._next_flush_ns = self.begin_ns + _FLUSH_NS
-        self._halves = spool.halves
-        self.watch([], [os.getppid()])
+        self._halved = 0
+        # How many times all rates are halved because all of it takes too much.
+        self._eased = 0
+        self._most = max(_MOST, hz / 10_000)
+        self._began_cpu_ns = time.process_time_ns()
+        self._governed = self.begin_ns, self._began_cpu_ns
         spool.mark(Mark(self.begin_ns))
         for source in found:
             spool.describe(source.name, source.keys())
@@ -198,6 +214,10 @@ class Sampler:
         self._own.watch([*own, os.getpid()])
 
     def mark(self, mark: Mark) -> None:
+        if mark.phase == "hold":
+            # How a load begins is no trend of it.
+            self.flush()
+            self._trends = Trends(mark.t_ns)
         self._spool.mark(mark)
 
     def tick(self) -> int:
@@ -212,7 +232,7 @@ class Sampler:
         return next_ns
 
     def rest(self, until_ns: int) -> None:
-        """Sleep, and take the readings of the first source, until another's are due."""
+        """Sleep between readings of the first source, as long as no other is due."""
         first = self._paced[0]
         others_ns = min([until_ns, *(paced.next_ns for paced in self._paced[1:])])
         while (next_ns := first.next_ns) < others_ns:
@@ -222,7 +242,6 @@ class Sampler:
             if sleep_ns > 0:
                 time.sleep(sleep_ns / 1e9)
             first.take(time.monotonic_ns())
-        time.sleep(max(0, others_ns - time.monotonic_ns()) / 1e9)
 
     def full(self) -> bool:
         """Whether it is time to write what was read."""
@@ -234,10 +253,23 @@ class Sampler:
         for paced in self._paced:
             paced.settle(self._spool, self._trends)
         self._spool.flush()
-        if self._spool.halves != self._halves:
-            self._halves = self._spool.halves
+        self._govern()
+        if self._spool.halves + self._eased != self._halved:
+            self._halved = self._spool.halves + self._eased
             for paced in self._paced:
-                paced.halve(self._halves)
+                paced.halve(self._halved)
+
+    def _govern(self) -> None:
+        """Ease all rates while all of it takes too much of a core."""
+        now = time.monotonic_ns(), time.process_time_ns()
+        elapsed_ns, cpu_ns = (a - b for a, b in zip(now, self._governed, strict=True))
+        if elapsed_ns < _GOVERN_NS:
+            return
+        self._governed = now
+        if cpu_ns > self._most * elapsed_ns:
+            self._eased += 1
+        elif self._eased and cpu_ns < _CHEAP_ENOUGH * self._most * elapsed_ns / 2:
+            self._eased -= 1
 
     def report(self) -> dict[str, Any]:
         elapsed_ns = time.monotonic_ns() - self.begin_ns
@@ -253,6 +285,7 @@ class Sampler:
             "missing": self.missing,
             "bytes": self._spool.bytes,
             "halved": self._spool.halves,
+            "eased": self._eased,
             "error": self._spool.error,
             "trends": self._trends.to_json(),
         }
@@ -336,6 +369,13 @@ def _heard(channel: Channel, sampler: Sampler, message: dict[str, Any]) -> bool:
         sampler.flush()
         channel.send(report=sampler.report())
     return "stop" not in message
+
+
+def _warm_up(source: Source) -> None:
+    """Read and parse for nothing: the first time costs many times what all others do."""
+    for _ in range(_LATELY):
+        with contextlib.suppress(OSError, ValueError):
+            list(source.trends(list(source.rows(source.read()))))
 
 
 def _open_many() -> None:

@@ -35,7 +35,8 @@ class Report:
     ``hz_got``, ``readings``, ``ns_per_reading`` (CPU), ``missed`` (ticks that passed unused),
     ``slower`` (how often the rate was halved, because a reading costs so much), ``failure``.
     ``missing``: sources that this machine lacks, and why. ``bytes``: of the spool. ``halved``: how
-    often all rates were, because it fills. ``error``: why nothing was written any more.
+    often all rates were, because it fills; ``eased``: how often they are now, because the sampler
+    took too much of a core. ``error``: why nothing was written any more.
     ``trends``: by figure ``[t_s, low, mean]`` of each bucket of time, ``t_s`` in seconds since
     ``began_ns``. ``died``: it ended before it was told to, or did not answer; all but ``bytes`` is
     then empty.
@@ -48,6 +49,7 @@ class Report:
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     halved: int = 0
+    eased: int = 0
     error: str | None = None
     trends: Mapping[str, list[list[float]]] = field(default_factory=dict)
 

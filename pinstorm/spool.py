@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinstorm.errors import PinstormError, UsageError
+from pinstorm.unpinned_file import UnpinnedFile
 
 VERSION_LINE = b"# pinstorm samples 1\n"
 NONE = "-"
@@ -77,8 +78,7 @@ class Spool:
         self.bytes = sum(path.stat().st_size for path in earlier)
         self._next_half = self.bytes + (limit_bytes - self.bytes) // 2
         self._number = int(earlier[-1].stem) if earlier else 0
-        self._fd: int | None = None
-        self._in_segment = 0
+        self._file: UnpinnedFile | None = None
         self._headers: list[bytes] = []
         self._mark = Mark(0)
         self._marks: list[Mark] = []
@@ -105,10 +105,9 @@ class Spool:
         if self.error is not None:
             return
         try:
-            if self._fd is None:
-                self._begin_segment()
-            self._write(b"".join(self._lines(pending)))
-            if self._in_segment >= self._segment_bytes:
+            file = self._file or self._begin_segment()
+            self._write(file, b"".join(self._lines(pending)))
+            if file.size >= self._segment_bytes:
                 self._begin_segment()
         except OSError as error:
             self.error = f"cannot write {self.directory}: {os.strerror(error.errno or 0).lower()}"
@@ -118,9 +117,9 @@ class Spool:
 
     def close(self) -> None:
         self.flush()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _lines(self, pending: Iterable[_Note]) -> Iterator[bytes]:
         for t_ns, source, pid, values in pending:
@@ -136,32 +135,22 @@ class Spool:
         self._mark = self._marks.pop(0)
         return self._mark.line()
 
-    def _begin_segment(self) -> None:
+    def _begin_segment(self) -> UnpinnedFile:
         """Open the next one, with the mark and the headers that are in force."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         self._number += 1
-        path = self.directory / f"{self._number:06}.txt"
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self._in_segment = 0
-        self._write(b"".join([VERSION_LINE, self._mark.line(), *self._headers]))
+        file = UnpinnedFile(self.directory / f"{self._number:06}.txt", new=True)
+        self._file = file
+        self._write(file, b"".join([VERSION_LINE, self._mark.line(), *self._headers]))
+        return file
 
-    def _write(self, data: bytes) -> None:
-        assert self._fd is not None
+    def _write(self, file: UnpinnedFile, data: bytes) -> None:
         if self.bytes + len(data) > self._limit_bytes:
             self.error = f"{self.directory} is full with {self.bytes} bytes"
             return
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-        except OSError:
-            # A full disk takes half a line; without it the segment ends with a whole one.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._in_segment)
-            raise
-        self._in_segment += len(data)
+        file.write(data)
         self.bytes += len(data)
 
 

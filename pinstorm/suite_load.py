@@ -36,13 +36,15 @@ KEYS_OF = {
     "pattern": _DIRECT_IO,
     "theta": _DIRECT_IO,
     "file_size": _DIRECT_IO,
-    "verify": _DIRECT_IO,
+    "verify": (*_DIRECT_IO, "rdma-register-odp"),
     "registered": _URING_IO,
     "sqpoll": _URING_IO,
     "access": _RDMA,
     "prefetch": ("rdma-register-odp",),
     "storm": ("rdma-register-odp",),
     "pin_rate": LOADABLE,
+    "memory": LOADABLE,
+    "depth": LOADABLE,
 }
 
 
@@ -290,6 +292,10 @@ def _check(job: Job, where: str) -> None:
         job.workload, job.memory
     ):
         raise ValueError(f"{where}: {job.workload} says nothing about {job.memory}; give another")
+    if job.workload == "rdma-register-odp" and job.verify and not job.params.get("storm"):
+        raise ValueError(
+            f"{where}: without a storm nothing is sent that verify could look for; add storm = true"
+        )
     if job.workload in ("dio-read", "dio-write") and job.depth > 1:
         raise ValueError(
             f"{where}: {job.workload} does one transfer at a time; take {job.workload}-uring for a "

@@ -80,6 +80,7 @@ class Counted:
         while more := os.pread(self._fd, _READ_BYTES, len(data)):
             data += more
         self._lines = Lines(data, in_families(vmstat.parse(data)) if wanted is None else wanted)
+        self._enough = 0  # bytes of a first read that was found to be whole
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,18 +88,22 @@ class Counted:
 
     def read(self) -> bytes:
         """For ``values``; nothing is folded first."""
-        data = b"\n" + os.pread(self._fd, _READ_BYTES, 0)
+        data = os.pread(self._fd, _READ_BYTES, 0)
+        if len(data) == self._enough:
+            return data
         # seq_file gives whole records, a page or so at a time.
-        while not self._lines.ended(data):
-            more = os.pread(self._fd, _READ_BYTES, len(data) - 1)
-            if not more:
-                break
+        if self._lines.ended(data):
+            self._enough = len(data)
+            return data
+        while more := os.pread(self._fd, _READ_BYTES, len(data)):
             data += more
+            if self._lines.ended(data):
+                break
         return data
 
     def values(self, data: bytes) -> list[int]:
         """In the order of ``names``. ValueError: a line lacks."""
-        return self._lines.values(data)
+        return self._lines.values(b"\n" + data)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -571,6 +571,18 @@ def go_together(workload: str, memory: str) -> bool:
     return (theirs is None or workload in theirs) and (chosen is None or memory in chosen)
 
 
+def job_case(job: Job) -> Case:
+    """One operation of a job as the case that it would be alone."""
+    given = {
+        "uid": job.uid,
+        "memlock_bytes": job.memlock_bytes,
+        "access": job.access if job.workload.startswith("rdma-") else None,
+        "registered": job.registered or None,
+    }
+    params = {name: value for name, value in given.items() if value is not None}
+    return Case(job.workload, job.memory, {"size_bytes": job.buffer_bytes, **params})
+
+
 def is_antagonist(workload: str) -> bool:
     """Whether a job's workload disturbs memory and pins none."""
     return workload not in _WORKLOAD_BY_NAME

@@ -123,6 +123,8 @@ def _prepare_and_report(channel: Channel, prepared: Child) -> bool:
             call=error.call,
             outcome=errno_name(error.errno),
             detail=error.detail or str(error),
+            job=error.job,
+            process=error.process,
         )
     except Exception as error:  # whatever a driver's library raises: the record says it
         number = getattr(error, "errno", None) or getattr(error, "error_code", None)
@@ -164,6 +166,8 @@ def _attempt(call: Any) -> dict[str, Any]:
             "ns": error.elapsed_ns,
             "call": error.call,
             "detail": error.detail,
+            "job": error.job,
+            "process": error.process,
         }
 
 

@@ -365,6 +365,9 @@ class CallFailed(Exception):
         self.errno = errno
         self.detail = detail
         self.elapsed_ns = elapsed_ns
+        # Of a load: the name of the job that was refused, and which of its processes.
+        self.job: str | None = None
+        self.process: int | None = None
 
 
 def errno_name(number: int) -> str:

@@ -12,6 +12,7 @@ from pinstorm.explain.check import Hit
 from pinstorm.explain.finding import CONFIDENCES, Explanation, Failure, Finding
 from pinstorm.explain.instead import case_instead
 from pinstorm.explain.view import View
+from pinstorm.load.judgement import of_job
 
 _CHECKS: Final[tuple[Callable[[View], list[Hit]], ...]] = (
     resources.cgroup_rdma,
@@ -63,6 +64,7 @@ def of_record(record: Mapping[str, Any]) -> Explanation | None:
     """Of a record, or one as far as it goes; None when nothing was refused."""
     if record.get("verdict") == "skip" or record.get("skip"):
         return None
+    record = of_job(record)
     evidence, damage = _evidence_of(record)
     explanation = _of_refusal(record, evidence)
     if explanation is None or damage is None or damage in explanation.first.evidence:

@@ -7,8 +7,10 @@ hold what was not written to it, and nothing grow while it runs.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import workloads
 from pinstorm.oracle import FIGURES, Expectation, Range
 from pinstorm.rules.counters import GIVEN_BACK
+from workloads.load.spec import Job
 
 EXPECTED: Final = Expectation(
     rule="load",
@@ -37,6 +39,18 @@ def is_load(record: Mapping[str, Any]) -> bool:
     return record.get("workload") == "load"
 
 
+def of_job(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record as if the job that was refused had been alone; any other record as it is."""
+    failure = (record.get("load") or {}).get("failure") or {}
+    name = failure.get("job")
+    job = next((job["job"] for job in record.get("jobs") or () if job["name"] == name), None)
+    if job is None or workloads.is_antagonist(job["workload"]):
+        return record
+    case = workloads.job_case(Job.from_json(job))
+    alone = {"workload": case.workload, "memory": case.memory, "params": dict(case.params)}
+    return {**record, **alone}
+
+
 def broken(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Reason and sentence of what is wrong with it, beside its outcome, pins and kernel log."""
     load = record.get("load") or {}
@@ -58,4 +72,6 @@ def doubt(record: Mapping[str, Any]) -> str | None:
     if (load.get("sampler") or {}).get("died"):
         return "sampler-died"
     steady = load.get("steady")
-    return "not-steady" if steady is not None and not steady["reached"] else None
+    if steady is None or steady["reached"] or load["duration_s"] < load["steady_window_s"]:
+        return None
+    return "not-steady"

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pinstorm import samples, soak
+import workloads
+from pinstorm import evidence, samples, soak
 from pinstorm.containment import Containment
 from pinstorm.intervals import Intervals
 from pinstorm.load.tally import LoadTally
@@ -68,6 +69,7 @@ class LoadObservation(Observation):
             "duration_s": self._load.duration_s,
             "interval_s": self._load.interval_s,
             "steady": None,
+            "steady_window_s": self._load.steady.window_s,
             "stopped": None,
             "failure": None,
             "sampler": None,
@@ -90,7 +92,7 @@ class LoadObservation(Observation):
             return
         self._acquire(child, talk)
         if self.record["outcome"] == "ok":
-            self._hold_load(talk)
+            self._hold_load(child, talk)
             self._release(talk)
         self._close(talk)
 
@@ -100,12 +102,38 @@ class LoadObservation(Observation):
             self._mark("prepare")
         if not super()._prepare(child, talk):
             return False
+        self.record["region"] = None  # each job has memory of its own
         if self._sampling is not None:
             pids = [member["pid"] for member in self._members]
             self._sampling.watch(pids, [os.getpid()])
         return True
 
-    def _hold_load(self, talk: Talk) -> None:
+    def _refused(self, phase: str, answer: dict[str, Any]) -> None:
+        """As of any case; and which job it was."""
+        super()._refused(phase, answer)
+        if answer.get("job") is not None and self.record["load"]["failure"] is None:
+            self.record["load"]["failure"] = {
+                name: answer[name] for name in ("job", "process", "call", "detail")
+            }
+
+    def _look_into_it(self, child: Child) -> None:
+        """The worker that was refused stands where it met it; its leader knows nothing."""
+        failure = self.record["load"]["failure"]
+        if failure is None or failure.get("call") is None:
+            return
+        number = next(n for n, job in enumerate(self._load.jobs) if job.name == failure["job"])
+        pids = [
+            member["pid"]
+            for member in self._members
+            if (member["job"], member["process"]) == (number, failure["process"])
+        ]
+        case = workloads.job_case(self._load.jobs[number])
+        with self._deadline.stopped():
+            for pid in pids:
+                found = evidence.collect(case, pid, self.record, self._around)
+                self.record["evidence"] = found.to_json()
+
+    def _hold_load(self, child: Child, talk: Talk) -> None:
         """The load, in a window of its own; then what the sampler saw."""
         self._deadline.put_off(round((self._case.hold_s + _GRACE_S) * 1e9))
         self._mark("ramp")
@@ -115,6 +143,7 @@ class LoadObservation(Observation):
         load["stopped"], load["failure"] = answer["stopped"], answer["failure"]
         if answer["failure"] is not None:
             self._refused("hold", _refusal(answer["failure"]))
+            self._look_into_it(child)
             if "error" in answer["failure"]:
                 self.record["error"] = self.record["detail"]
             self.record["outcomes"] = {self.record["outcome"]: 1}

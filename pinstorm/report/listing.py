@@ -16,8 +16,10 @@ from pinstorm import needs, suite
 from pinstorm.needs import Survey
 from pinstorm.report.paragraph import Hanging
 from pinstorm.report.sheet import print_json, print_parts, sheet, yes
-from workloads import MEMORY, WORKLOADS, memory_spec
-from workloads.spec import Case, MemorySpec, WorkloadSpec
+from workloads import MEMORY, WORKLOADS, load_case, memory_spec
+from workloads.antagonists import ANTAGONISTS
+from workloads.load.spec import Job, Load
+from workloads.spec import AntagonistSpec, Case, MemorySpec, WorkloadSpec
 
 # One workload and one memory that need nothing: beside them a case shows the other's needs alone.
 _NEEDLESS_WORKLOAD = "vmsplice"
@@ -47,6 +49,14 @@ def show_registry(device: str | None, scratch: Sequence[Path], as_json: bool) ->
             [
                 (m["name"], m["backing"], yes(m["met"]), ", ".join(m["needs"]), m["summary"])
                 for m in registry["memories"]
+            ],
+        ),
+        "",
+        sheet(
+            ("antagonist", "here", "needs", "what it does beside a load"),
+            [
+                (a["name"], yes(a["met"]), ", ".join(a["needs"]), a["summary"])
+                for a in registry["antagonists"]
             ],
         ),
         "",
@@ -89,13 +99,16 @@ def _registry(survey: Survey) -> dict[str, Any]:
     workloads = [_workload_entry(spec, survey) for spec in WORKLOADS]
     memories = [_memory_entry(spec, survey) for spec in MEMORY]
     suites = [_suite_entry(path, survey) for path in suite.shipped()]
-    unmet = {code: entry for spec in workloads + memories for code, entry in spec["unmet"].items()}
+    antagonists = [_antagonist_entry(spec, survey) for spec in ANTAGONISTS]
+    found = [*workloads, *memories, *antagonists]
+    unmet = {code: entry for spec in found for code, entry in spec["unmet"].items()}
     return {
         "kernel": platform.release(),
         "device": survey.around.device,
         "scratch": dict(survey.around.scratch),
         "workloads": [{**entry, "unmet": list(entry["unmet"])} for entry in workloads],
         "memories": [{**entry, "unmet": list(entry["unmet"])} for entry in memories],
+        "antagonists": [{**entry, "unmet": list(entry["unmet"])} for entry in antagonists],
         "suites": suites,
         "unmet": [entry.to_json() for entry in unmet.values()],
     }
@@ -112,6 +125,7 @@ def _workload_entry(spec: WorkloadSpec, survey: Survey) -> dict[str, Any]:
         "scope": spec.scope,
         "params": list(spec.params),
         "defaults": dict(spec.defaults),
+        "loads": spec.engine is not None,
         "needs": [need.value for need in needs.needs_of(case)],
         "met": not unmet,
         "unmet": {entry.code: entry for entry in unmet},
@@ -129,6 +143,20 @@ def _memory_entry(spec: MemorySpec, survey: Survey) -> dict[str, Any]:
         "fresh_each_cycle": spec.fresh_each_cycle,
         "guest_shape": spec.shape,
         "needs": [need.value for need in spec.needs],
+        "met": not unmet,
+        "unmet": {entry.code: entry for entry in unmet},
+    }
+
+
+def _antagonist_entry(spec: AntagonistSpec, survey: Survey) -> dict[str, Any]:
+    case = load_case(Load(spec.name, (Job(spec.name, spec.name),), 1.0), 1.0)
+    unmet = survey.unmet(case)
+    return {
+        "name": spec.name,
+        "summary": spec.summary,
+        "params": list(spec.params),
+        "defaults": dict(spec.defaults),
+        "needs": [need.value for need in needs.needs_of(case)],
         "met": not unmet,
         "unmet": {entry.code: entry for entry in unmet},
     }

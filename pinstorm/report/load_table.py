@@ -90,6 +90,8 @@ def _steady_words(load: Mapping[str, Any]) -> str:
     steady = load["steady"]
     if steady is None:
         return f"held {format_seconds(load['duration_s'])}"
+    if not steady["reached"] and load["duration_s"] < load["steady_window_s"]:
+        return f"{format_seconds(load['duration_s'])}, too short to be called steady"
     if not steady["reached"]:
         return f"not steady within {format_seconds(load['duration_s'])}: figures of all of it"
     after_s = steady["after_intervals"] * load["interval_s"]
@@ -107,9 +109,8 @@ def _soak_words(load: Mapping[str, Any]) -> list[str]:
         low, high = trend["low_per_s"], trend["high_per_s"]
         more_s = trend.get("more_s")
         more = f"; {format_seconds(more_s)} more would tell" if more_s else ""
-        words.append(
-            f"{key}: {trend['verdict']} ({trend['reason']}), {low:+.3g} to {high:+.3g} a second{more}"
-        )
+        interval = f"{low:+.3g} to {high:+.3g} a second"
+        words.append(f"{key}: {trend['verdict']} ({trend['reason']}), {interval}{more}")
     if flat := [key for key, trend in soak.items() if trend["verdict"] == "no-leak"]:
         words.append(f"no leak of {', '.join(flat)}")
     if short:

@@ -70,7 +70,10 @@ class Antagonist:
             self._channel.close()
 
     def _expect(self, key: str) -> dict[str, Any]:
-        message = self._channel.receive()
+        try:
+            message = self._channel.receive(time.monotonic_ns() + round(DEADLINE_S * 1e9))
+        except TimeoutError as error:
+            raise RuntimeError(f"the antagonist has not ended in {DEADLINE_S} s") from error
         if message is None or key not in message:
             self._reap()
             raise RuntimeError(f"the antagonist failed: {message}")

@@ -3,6 +3,7 @@
 What disturbs the whole machine, or wants NUMA or CMA, is shown in the lab: test_antagonists.py.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -91,7 +92,8 @@ def test_forked_children_copy_their_share_and_are_few(around: Surroundings) -> N
     most = 0
     with running(one, around) as antagonist:
         worker = psutil.Process(antagonist.pid)
-        for _ in range(200):
+        wait_until(lambda: len(worker.children()) >= alive, "it has fewer children than it may")
+        for _ in range(30):
             most = max(most, len(worker.children()))
         antagonist.stop()
         done = antagonist.done()
@@ -104,20 +106,44 @@ def test_forked_children_copy_their_share_and_are_few(around: Surroundings) -> N
 
 
 def test_forked_children_die_with_their_parent() -> None:
-    """Killed without a word, in the middle of it. They are then the children of nobody here."""
-    one = job("fork-storm", 16 * MIB, params={"alive": 3})
-    with running(one) as antagonist:
-        worker = psutil.Process(antagonist.pid)
-        seen: dict[int, psutil.Process] = {}
-
-        def forked_some() -> bool:
-            seen.update((child.pid, child) for child in worker.children())
-            return len(seen) >= 20
-
-        wait_until(forked_some, "it forks no children")
+    """The parent is killed without a word, and the child stands still: it cannot end by itself."""
+    with running(job("fork-storm", 16 * MIB, params={"alive": 1})) as antagonist:
+        child = stopped_child(psutil.Process(antagonist.pid))
         antagonist.kill()
-    for child in seen.values():
-        wait_until(lambda child=child: gone(child), f"{child} outlives its parent")
+        try:
+            wait_until(lambda: gone(child), f"{child} outlives its parent")
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def stopped_child(parent: psutil.Process) -> psutil.Process:
+    """A child that was stopped before it could end, and after it asked to die with its parent."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        for child in parent.children():
+            # A moment later it has written to some of its memory.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                wait_until(lambda child=child: written_bytes(child) > MIB, "it writes nothing")
+                child.suspend()
+                wait_until(lambda child=child: gone(child) or halted(child), "it does not stop")
+                if halted(child):
+                    return child
+    raise AssertionError("no child could be stopped")
+
+
+def written_bytes(process: psutil.Process) -> int:
+    """What it has for itself; NoSuchProcess, also of a zombie."""
+    if gone(process):
+        raise psutil.NoSuchProcess(process.pid)
+    return int(process.memory_full_info().uss)
+
+
+def halted(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def gone(process: psutil.Process) -> bool:

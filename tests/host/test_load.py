@@ -197,3 +197,21 @@ def test_ctrl_c_leaves_a_bundle_and_no_process(tmp_path: Path) -> None:
     assert json.loads((out / "manifest.json").read_text())["schema"] >= 1
     _, alive = psutil.wait_procs(loaded, timeout=10)
     assert alive == []
+
+
+def test_a_refused_job_has_its_own_cause(run: Run) -> None:
+    small = Job(
+        "small", "io-uring-register", sizes=((1 << 20, 1.0),), uid=65534, memlock_bytes=64 * KIB
+    )
+    record = run(planted("count", small))
+    assert (record["outcome"], record["failed_phase"]) == ("ENOMEM", "acquire")
+    assert record["load"]["failure"]["job"] == "small"
+    assert record["cause"] == "memlock-limit", record["explanation"]
+
+
+def test_a_file_that_does_not_fit_is_told_before_it_is_written(run: Run, tmp_path: Path) -> None:
+    huge = Job("huge", "dio-read", file_bytes=1 << 50)
+    record = run(planted("count", huge), scratch=(ROOT,))
+    assert (record["verdict"], record["reason"]) == ("fail", "prepare")
+    assert "file_size" in record["detail"]
+    assert record["phases"]["prepare"][1] - record["phases"]["prepare"][0] < 60e9

@@ -38,6 +38,10 @@ def test_regions_show_in_the_series_as_the_program_counts_them(
     assert not {"rdma", "rdma_objects", "rdma_odp"} & set(said["report"]["missing"])
     assert said["regions"] == {}  # rxe counts no faults of its regions on demand
 
+    # What it writes down is not what its own writing pins.
+    assert said["idle"]["bytes"] > 0
+    assert (said["idle"]["acquired"], said["idle"]["released"]) == (0, 0)
+
     readings = list(samples.read(lab_tmp))
     for now_ns, objects, counters, registered in said["told"]:
         after = [r for r in readings if r.t_ns > now_ns]

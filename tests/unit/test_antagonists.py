@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 import workloads
-from telemetry import meminfo
+from pinstorm import containment, needs
+from telemetry import gup_trace, meminfo
 from telemetry.cgroup import MemoryLimit
-from workloads.antagonists import ANTAGONISTS, act, antagonist_spec, fill_cma, fork_storm
+from workloads import libc
+from workloads.antagonists import ANTAGONISTS, act, antagonist_spec, fill_cma, fork_storm, switches
 from workloads.antagonists.act import Acting, Done
 from workloads.load.engine import Pace, Recorder, Work
-from workloads.load.spec import Job
+from workloads.load.spec import Job, Load
 from workloads.owner import Owner
 from workloads.spec import MIB, PAGE_BYTES, CallFailed, Need, PrepareFailed, Surroundings
 
@@ -85,6 +87,32 @@ def test_what_disturbs_the_whole_machine_wants_to_be_allowed() -> None:
     }
 
 
+def test_a_control_group_is_wanted_by_the_words_that_mean_one() -> None:
+    def wanted(**params: str) -> tuple[Need, ...]:
+        jobs = (work("reclaim", params=params).job,)
+        return needs.needs_of(workloads.load_case(Load("one", jobs, duration_s=1.0), 30.0))
+
+    assert wanted() == wanted(through="madv-pageout") == (Need.TARGET_DIO,)
+    assert wanted(through="own-group") == (Need.TARGET_DIO, Need.CGROUP_MEMORY)
+
+
+def test_a_run_removes_the_groups_of_killed_antagonists_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containment.cgroup, "own_v2", lambda: tmp_path)
+    monkeypatch.setattr(containment, "NOTES", tmp_path / "notes")
+    pid, start, namespace = gup_trace.own_name().removeprefix("pinstorm_").split("_")
+    leaves = containment.Leaves()
+    dead, alive = (tmp_path / f"pinstorm_{pid}_{int(start) - n}_{namespace}" for n in (1, 0))
+    other = tmp_path / "somebodys"
+    for path in (dead, other):
+        path.mkdir()
+    assert alive.is_dir()
+    leaves.close()
+    assert not dead.exists()
+    assert other.is_dir()
+
+
 # -- one act after the other ----------------------------------------------------------------------
 
 
@@ -95,6 +123,7 @@ def counting(given: Work, after: Callable[[int], None] = lambda acts: None) -> A
     def one() -> Done:
         nonlocal acts
         acts += 1
+        assert acts < 1000, "it goes on for ever"
         after(acts)
         return 1000, 10
 
@@ -166,10 +195,10 @@ def test_it_thinks_between_two_acts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusing(given: Work, number: int) -> Acting:
-    def one() -> Done:
+    def refuse(acts: int) -> None:
         raise CallFailed("madvise", number)
 
-    return Acting(given, one)
+    return counting(given, refuse)
 
 
 def test_a_refusal_that_is_allowed_is_counted_as_one() -> None:
@@ -261,6 +290,54 @@ def test_touching_stops_when_told_to() -> None:
     assert memory[0] == 0
 
 
+# -- what is written where ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files in the place of the kernel's."""
+    (tmp_path / "node1").mkdir()
+    for name in ("compact_memory", "drop_caches", "node1/compact"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(switches, "COMPACT_MEMORY", tmp_path / "compact_memory")
+    monkeypatch.setattr(switches, "DROP_CACHES", tmp_path / "drop_caches")
+    monkeypatch.setattr(switches.numa, "NODES", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "file", "text"),
+    [
+        ("compaction", {}, "compact_memory", "1"),
+        ("compaction", {"node": 1}, "node1/compact", "1"),
+        ("drop-caches", {}, "drop_caches", "1"),
+        ("drop-caches", {"params": {"value": 3}}, "drop_caches", "3"),
+    ],
+)
+def test_a_number_is_written_to_one_file(
+    files: Path, name: str, given: dict[str, Any], file: str, text: str
+) -> None:
+    owner = Owner()
+    asked = work(name, pace=Pace(1000.0), count=2, **given)
+    assert switches.prepare(asked, owner).run(time.monotonic_ns() + LATE_NS) is False
+    owner.close()
+    assert (files / file).read_text() == text
+    written = {path for path in files.rglob("*") if path.is_file() and path.stat().st_size}
+    assert written == {files / file}
+    assert asked.recorder.take()["operations"] == 2
+
+
+@pytest.mark.parametrize("name", ["compaction", "drop-caches"])
+def test_it_is_not_written_as_fast_as_can_be(files: Path, name: str) -> None:
+    owner = Owner()
+    asked = work(name)
+    engine = switches.prepare(asked, owner)
+    assert engine.run(time.monotonic_ns() + 3 * act.LOOK_NS) is True
+    owner.close()
+    assert asked.recorder.take()["operations"] == 0
+    assert asked.pace.next_ns(0) > 0
+
+
 # -- fill-cma: what bounds it ---------------------------------------------------------------------
 
 
@@ -287,16 +364,27 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             return []
         return [MemoryLimit("/leaf", state["limit"], state["touched"], None)]
 
+    def madvise(address: int, size_bytes: int, advice: int) -> None:
+        assert advice == libc.MADV_DONTNEED
+        state["touched"] -= size_bytes
+
     monkeypatch.setattr(fill_cma.meminfo, "read", read)
     monkeypatch.setattr(fill_cma.zoneinfo, "read", lambda: ())
     monkeypatch.setattr(fill_cma.cgroup, "memory_limits", limits)
     monkeypatch.setattr(fill_cma, "touch", touch)
     monkeypatch.setattr(fill_cma, "die_first", lambda: None)
+    monkeypatch.setattr(fill_cma, "own_memory", lambda size, *_: fake_memory(size))
+    monkeypatch.setattr(fill_cma.libc, "madvise", madvise)
     return state
 
 
-def filled_bytes(size_bytes: int, free_percent: int) -> int:
-    """What one act held."""
+def fake_memory(size_bytes: int) -> int:
+    """Addresses that are there to be unmapped, and never touched."""
+    return libc.mmap(0, size_bytes, libc.PROT_NONE, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS)
+
+
+def filled_bytes(machine: dict[str, int], size_bytes: int, free_percent: int) -> int:
+    """What one act held, and then gave back."""
     params = {"free_percent": free_percent, "hold_ms": 0}
     given = work("fill-cma", count=1, params=params)
     given.job = replace(given.job, sizes=((size_bytes, 1.0),))
@@ -304,6 +392,7 @@ def filled_bytes(size_bytes: int, free_percent: int) -> int:
     try:
         engine = fill_cma.prepare(given, owner)
         assert engine.run(time.monotonic_ns() + LATE_NS) is False
+        assert machine["touched"] == 0
     finally:
         owner.close()
     assert owner.errors == []
@@ -315,22 +404,35 @@ STEP = 8 * act.PIECE_BYTES
 
 
 def test_it_fills_to_the_share_that_is_to_be_free(machine: dict[str, int]) -> None:
-    assert (1 << 29) <= filled_bytes(1 << 40, 50) <= (1 << 29) + STEP
+    assert (1 << 29) <= filled_bytes(machine, 1 << 40, 50) <= (1 << 29) + STEP
 
 
 def test_it_takes_no_more_than_its_size(machine: dict[str, int]) -> None:
-    assert filled_bytes(100 * MIB, 50) == 100 * MIB
+    assert filled_bytes(machine, 100 * MIB, 50) == 100 * MIB
 
 
 def test_it_leaves_the_machine_a_quarter_gibibyte(machine: dict[str, int]) -> None:
-    held = filled_bytes(1 << 40, 0)
+    held = filled_bytes(machine, 1 << 40, 0)
     assert (3 << 28) - STEP <= held <= 3 << 28
 
 
 def test_it_leaves_a_tenth_of_the_tightest_group(machine: dict[str, int]) -> None:
     machine["limit"] = 200 * MIB
-    held = filled_bytes(1 << 40, 0)
+    held = filled_bytes(machine, 1 << 40, 0)
     assert 180 * MIB - STEP <= held <= 180 * MIB
+
+
+def test_what_it_holds_when_the_load_ends_is_given_back(machine: dict[str, int]) -> None:
+    given = work("fill-cma", params={"free_percent": 90, "hold_ms": 3_600_000})
+    given.job = replace(given.job, sizes=((1 << 40, 1.0),))
+    owner = Owner()
+    engine = fill_cma.prepare(given, owner)
+    assert engine.run(time.monotonic_ns() + 2 * act.LOOK_NS) is True
+    assert machine["touched"] > 0
+    engine.drain()
+    assert machine["touched"] == 0
+    owner.close()
+    assert given.recorder.take()["operations"] == 0
 
 
 def test_it_takes_nothing_where_nothing_is_to_spare(machine: dict[str, int]) -> None:

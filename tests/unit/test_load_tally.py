@@ -101,7 +101,14 @@ def record(**load_keys: Any) -> dict[str, Any]:
     tally = LoadTally(load())
     tally.add(interval(0, 2000))
     said = {"steady": {"reached": True, "after_intervals": 2}, "stopped": None, "failure": None}
-    said |= {"duration_s": 10.0, "interval_s": 1.0, "soak": {}, "sampler": None, **load_keys}
+    said |= {
+        "duration_s": 10.0,
+        "interval_s": 1.0,
+        "steady_window_s": 3.0,
+        "soak": {},
+        "sampler": None,
+        **load_keys,
+    }
     return {
         "case": "load/x", "workload": "load", "memory": "jobs", "params": {"size_bytes": 4096},
         "kernel": "7.2.11+deb13-amd64", "outcome": "ok", "outcomes": {"ok": 1}, "pins": pins,
@@ -132,11 +139,12 @@ def test_what_is_wrong_is_the_reason() -> None:
     ("load_keys", "reason"),
     [
         ({"steady": {"reached": False, "after_intervals": None}}, "not-steady"),
+        ({"steady": {"reached": False, "after_intervals": None}, "duration_s": 2.0}, None),
         ({"sampler": {"died": True}}, "sampler-died"),
         ({"stopped": "stopped"}, "stopped"),
     ],
 )
-def test_a_pass_says_what_is_missing(load_keys: dict[str, Any], reason: str) -> None:
+def test_a_pass_says_what_is_missing(load_keys: dict[str, Any], reason: str | None) -> None:
     assert judged(**load_keys) == ("pass", reason)
 
 

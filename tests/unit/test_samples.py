@@ -1,5 +1,6 @@
 """The spool of the time series, and the table that is made of it."""
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from pinstorm.sampler import Paced
 from pinstorm.sources import Trends
 from pinstorm.spool import Mark, Spool
 from pinstorm.trend import Trend
+from pinstorm.unpinned_file import UnpinnedFile
 
 Row = tuple[object, ...]
 
@@ -192,6 +194,39 @@ def test_a_directory_that_is_gone_ends_the_writing_and_not_the_writer(tmp_path: 
     assert "no such file" in written.error
     written.note(2, "vmstat", None, [1])
     written.close()
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = spool_in(tmp_path)
+    written.note(1, "vmstat", None, [1, 1])
+    written.flush()
+    sendfile = os.sendfile
+
+    def half(out: int, source: int, offset: int, count: int) -> int:
+        if offset:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return sendfile(out, source, offset, count // 2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sendfile", half)
+        written.note(2, "vmstat", None, [12345, 1])
+        written.flush()
+    assert written.error is not None
+    assert "no space left" in written.error
+    written.close()
+    assert first_segment(tmp_path).read_text().endswith("\n1 vmstat 1 1\n")
+    assert written.bytes == first_segment(tmp_path).stat().st_size
+
+
+def test_an_unpinned_file_goes_on_at_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text in (b"one\n" * 40_000, b"two\n", b"three\n"):
+        with UnpinnedFile(path) as file:
+            file.write(text)
+            assert file.size == path.stat().st_size
+    assert path.read_bytes() == b"one\n" * 40_000 + b"two\nthree\n"
+    with pytest.raises(FileExistsError):
+        UnpinnedFile(path, new=True)
 
 
 def filled(bundle: Path, segment_bytes: int = 1 << 20, begin: int = 0) -> None:

@@ -124,6 +124,9 @@ WRONG = {
     "interval": ("workload = 'dio-read'\nduration = 1\ninterval = 2", "interval 2.0 s is not"),
     "misspelt": ("workload = 'dio-read'\nthnik = 1", 'did you mean "think"'),
     "errno": ("workload = 'dio-read'\nallow = 'ENOMEN'", 'did you mean "ENOMEM"'),
+    "verify on demand": (
+        "workload = 'rdma-register-odp'\nverify = true", "add storm = true"
+    ),
     "of the run": ("workload = 'dio-read'\nseed = 2", "it belongs into [run]"),
 }  # fmt: skip
 
@@ -135,6 +138,12 @@ def test_one_sentence_for_what_is_wrong(wrong):
     assert words in said
     assert said.startswith("suite made.toml: ")
     assert "\n" not in said
+
+
+def test_a_storm_verifies_and_may_be_refused():
+    keys = "storm = true\nverify = true\nallow = 'EOPNOTSUPP'"
+    (job,) = load_of(f"workload = 'rdma-register-odp'\n{keys}").jobs
+    assert (job.params, job.verify, job.allowed) == ({"storm": True}, True, ("EOPNOTSUPP",))
 
 
 def test_two_loads_of_one_name_are_refused():

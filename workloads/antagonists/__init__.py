@@ -1,9 +1,10 @@
 """What disturbs memory beside a load. The registry: it imports no antagonist.
 
-An antagonist is the engine of a job (workloads.load.engine): its memory is anonymous and its size
-the job's, one operation is one act, and the latency of an act has the antagonist's own name. What
-it changed it gives back: memory and children are gone with its process, however that ends, and a
-control group that a killed one leaves is removed by the next run (pinstorm.containment).
+An antagonist is the engine of a job (workloads.load.engine): its memory is its own and as large as
+the job says, one operation is one act, and the latency of an act has the antagonist's name. What it
+changed it gives back: memory and children are gone with its process, however that ends, and the
+control group that a killed one leaves is removed at the end of the run, or by the next
+(pinstorm.containment).
 """
 
 from pathlib import Path

@@ -220,7 +220,9 @@ class Leader:
         where = f"job {failed['job']}"
         if "errno" in failed:
             told = "; ".join(filter(None, (where, failed["detail"])))
-            raise CallFailed(failed["call"], failed["errno"], told, failed["elapsed_ns"])
+            error = CallFailed(failed["call"], failed["errno"], told, failed["elapsed_ns"])
+            error.job, error.process = failed["job"], failed["process"]
+            raise error
         raise PrepareFailed(f"{where}: {failed.get('error') or failed.get('mismatch')}")
 
 

@@ -89,12 +89,6 @@ class Operations:
                 )
             self._ahead, self._next = new, 0
 
-    def offset(self) -> int:
-        """The next one, where all are uniform; it must be at hand."""
-        start = self._next
-        self._next = start + 1
-        return int(self._ahead.offsets[start])
-
     def offsets(self, count: int) -> Numbers:
         """The next so many, where all are uniform."""
         self.look_ahead(count)

@@ -36,6 +36,8 @@ def prepare(work: Work, owner: Owner) -> Churn:
     regions = OnDemand(work, memory, domain)
     if work.job.params.get("storm", False):
         regions.storm = _storm(work, memory, context, domain, owner)
+    elif work.job.verify:
+        raise PrepareFailed("no bytes are sent that verify could look for; add storm = true")
     return Churn(work, regions, pinned=False)
 
 

@@ -105,15 +105,15 @@ class Rings:
         entries_view = libc.view(entries, entries_bytes)
         self.submissions: NDArray[Any] = np.frombuffer(entries_view, SUBMISSION)
         self.submissions["user_data"] = np.arange(params.sq_entries)
-        self._index: NDArray[np.uint32] = np.frombuffer(
-            libc.view(queues + submission.array_or_flags, 4 * params.sq_entries), np.uint32
-        )
+        index_view = libc.view(queues + submission.array_or_flags, 4 * params.sq_entries)
+        self._index: NDArray[np.uint32] = np.frombuffer(index_view, np.uint32)
         completed_view = libc.view(
             queues + completion.dropped_or_cqes, COMPLETION.itemsize * params.cq_entries
         )
         completed: NDArray[Any] = np.frombuffer(completed_view, COMPLETION)
         # The same memory, word by word: one word is cheaper to reach than through numpy.
         self._entry_words = entries_view.cast("q")
+        self._index_words = index_view.cast("I")
         self._completed_words = completed_view.cast("q")
         self._users: Slots = completed["user_data"]
         self._results: Results = completed["result"]
@@ -150,25 +150,30 @@ class Rings:
         self._unsubmitted += count
 
     @property
-    def ready(self) -> bool:
-        """Whether there is something to reap."""
-        return self._completed_word.value != self._head
+    def ready(self) -> int:
+        """How many completed and were not reaped."""
+        return (self._completed_word.value - self._head) & 0xFFFFFFFF
 
-    def repeat_first(self, offset: int) -> int:
-        """Begin the first slot that completed (``ready``) anew, at that offset of the file.
+    def repeat(self, offsets: list[int]) -> None:
+        """Begin the first slots that completed anew, at these offsets of the file; at once.
 
-        At once: the device has something to do while the others are looked at. ``reap`` gives that
-        slot first.
+        So the device has something to do while all the others are looked at. Of a few, each by
+        itself takes less time than all in arrays do, most of all when the caches are cold, as they
+        are after a wait (measured: 6 µs from the wait to the device, 23 µs in arrays). Before
+        ``reap``, which gives these slots first.
         """
-        entry = (self._head & (self._completions - 1)) * _COMPLETION_WORDS
-        slot: int = self._completed_words[entry]
-        self._entry_words[slot * _ENTRY_WORDS + _OFFSET_WORD] = offset
-        self._index[self._tail & (self._entries - 1)] = slot
-        self._tail = (self._tail + 1) & 0xFFFFFFFF
-        self._tail_word.value = self._tail
-        self._unsubmitted += 1
-        self.submit(1)
-        return slot
+        head, tail, entries = self._head, self._tail, self._entry_words
+        users, index = self._completed_words, self._index_words
+        last_completion, last_entry = self._completions - 1, self._entries - 1
+        for offset in offsets:
+            slot = users[(head & last_completion) * _COMPLETION_WORDS]
+            entries[slot * _ENTRY_WORDS + _OFFSET_WORD] = offset
+            index[tail & last_entry] = slot
+            head += 1
+            tail += 1
+        self._tail = self._tail_word.value = tail & 0xFFFFFFFF
+        self._unsubmitted += len(offsets)
+        self.submit(len(offsets))
 
     @property
     def flags(self) -> int:

@@ -18,7 +18,7 @@ from workloads.channel import Channel
 from workloads.load.engine import Engine, Mismatch, Work
 from workloads.load.spec import Job
 from workloads.owner import Owner
-from workloads.spec import CallFailed, Case, PrepareFailed
+from workloads.spec import CallFailed, PrepareFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Worker:
         _place(job, self._work.process)
         module = workloads.import_engine(job.workload)
         if job.uid is not None or job.memlock_bytes is not None:
-            user.become(_as_user(job))
+            user.become(workloads.job_case(job))
         self._engine = module.prepare(self._work, self._owner)
         return 0
 
@@ -163,13 +163,6 @@ def _place(job: Job, process: int) -> None:
             ) from error
     if job.node is not None:
         libc.take_memory_from(job.node)
-
-
-def _as_user(job: Job) -> Case:
-    """The case that workloads.user knows: who the process is to be, under which limit."""
-    given = {"uid": job.uid, "memlock_bytes": job.memlock_bytes}
-    params = {name: value for name, value in given.items() if value is not None}
-    return Case(job.workload, job.memory, {"size_bytes": job.buffer_bytes, **params})
 
 
 def _sleep_until(moment_ns: int) -> None:
