@@ -394,11 +394,9 @@ class Observation:
         if phase != "cycles" and settled_ns is not None:
             times["settle"] = max(times["settle"] or 0, settled_ns)
 
-    @contextlib.contextmanager
-    def _traced(self, phase: str) -> Iterator[None]:
+    def _traced(self, phase: str) -> contextlib.AbstractContextManager[None]:
         self._unread_phase = phase
-        with self._witness.window():
-            yield
+        return self._witness.window()
 
     def _read_trace(self, *, ended: bool = True) -> None:
         """Add the calls of the last window. One that is not known whole makes all of them null."""

@@ -214,11 +214,11 @@ class Sampler:
         self._own.watch([*own, os.getpid()])
 
     def mark(self, mark: Mark) -> None:
+        self._spool.mark(mark)
         if mark.phase == "hold":
             # How a load begins is no trend of it.
             self.flush()
             self._trends = Trends(mark.t_ns)
-        self._spool.mark(mark)
 
     def tick(self) -> int:
         """Take every reading that is due; when the next one is, on CLOCK_MONOTONIC."""
@@ -275,7 +275,7 @@ class Sampler:
         elapsed_ns = time.monotonic_ns() - self.begin_ns
         cpu_ns = time.process_time_ns() - self._began_cpu_ns
         return {
-            "began_ns": self.begin_ns,
+            "began_ns": self._trends.began_ns,
             "cost": {
                 "cpu_ns": cpu_ns,
                 "elapsed_ns": elapsed_ns,

@@ -38,8 +38,8 @@ class Report:
     often all rates were, because it fills; ``eased``: how often they are now, because the sampler
     took too much of a core. ``error``: why nothing was written any more.
     ``trends``: by figure ``[t_s, low, mean]`` of each bucket of time, ``t_s`` in seconds since
-    ``began_ns``. ``died``: it ended before it was told to, or did not answer; all but ``bytes`` is
-    then empty.
+    ``began_ns``, which is when the last phase ``hold`` began, else the sampler. ``died``: it ended
+    before it was told to, or did not answer; all but ``bytes`` is then empty.
     """
 
     died: bool

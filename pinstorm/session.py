@@ -97,7 +97,7 @@ def run(suite: Suite, plan: Sequence[Planned], options: Options, listener: Liste
     outcome.notes += not_restored
     outcome.records = journal.read(outcome.path / bundle.JOURNAL).records
     bundle.finish(outcome.path)
-    series.finish(outcome.path, identity.run)
+    series.finish(outcome.path, identity.run, outcome.records)
     return outcome
 
 

@@ -31,7 +31,7 @@ from telemetry.rdma_nldev import Asked
 # The most of a core that the reading of one source may take.
 SHARE = 0.01
 # Of the one whose rate the suite names.
-SHARE_OF_COUNTERS = 0.05
+SHARE_OF_COUNTERS = 0.08
 
 # Beside the pins, in the source that is read most often.
 _OFTEN = (

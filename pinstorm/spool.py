@@ -33,7 +33,10 @@ _SEGMENT = re.compile(r"^\d{6,}\.txt$")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the readings from ``t_ns`` on belong to; None: to nothing."""
+    """What the readings from ``t_ns`` on belong to; None: to nothing.
+
+    Readings of the moment between ``t_ns`` and the mark's arrival can stand before it.
+    """
 
     t_ns: int
     seq: int | None = None

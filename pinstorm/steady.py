@@ -40,8 +40,7 @@ def find(rates: Sequence[float], interval_s: float, steady: Steady) -> Steadines
     A window is as many intervals as fill ``window_s``, at least two. A load that does nothing is
     not steady: its window has no mean to compare with.
     """
-    # 3 * 0.1 s is a little more than 0.3 s.
-    width = max(2, math.ceil(steady.window_s / interval_s - 1e-9))
+    width = window_intervals(interval_s, steady)
     last: tuple[float, float] | None = None
     for begin in range(len(rates) - width + 1):
         last = _figures(rates[begin : begin + width])
@@ -52,6 +51,12 @@ def find(rates: Sequence[float], interval_s: float, steady: Steady) -> Steadines
             return Steadiness(True, begin, slope, spread)
     slope_percent, spread_percent = last or (None, None)
     return Steadiness(False, None, slope_percent, spread_percent)
+
+
+def window_intervals(interval_s: float, steady: Steady) -> int:
+    """How many intervals a window is."""
+    # 3 * 0.1 s is a little more than 0.3 s.
+    return max(2, math.ceil(steady.window_s / interval_s - 1e-9))
 
 
 def _figures(window: Sequence[float]) -> tuple[float, float] | None:

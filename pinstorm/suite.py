@@ -29,6 +29,8 @@ from workloads.spec import Case, Planned
 SHIPPED = Path(configs.__file__).parent
 
 _SLOW_DISK_BYTES_S = 20e6
+# What an emulated guest may take to start a load, and to bring its antagonists to an end.
+_LOAD_S = 90.0
 
 # What a parameter is when the suite does not give it and the workload's spec has no default: such
 # a value is left out of the case, so that saying it changes no case's id.
@@ -95,11 +97,8 @@ class Suite:
     loads: tuple[Load, ...] = ()
 
     def with_hold(self, hold_s: float) -> "Suite":
-        """The same, holding that long: every case, and every load."""
-        loads = tuple(
-            replace(load, duration_s=hold_s, interval_s=min(load.interval_s, hold_s))
-            for load in self.loads
-        )
+        """The same, holding that long: every case, and every load. UsageError: no load can."""
+        loads = tuple(suite_load.held(load, hold_s) for load in self.loads)
         return replace(self, hold_s=hold_s, loads=loads)
 
     def to_manifest(self) -> dict[str, Any]:
@@ -190,7 +189,7 @@ def expand(suite: Suite, round_index: int = 0) -> Expansion:
             if known is not case:
                 notes.merge(case, known)
     for load in suite.loads:
-        case = load_case(load, suite.deadline_s + _laying_out_s(load))
+        case = load_case(load, suite.deadline_s + _making_s(load))
         if cases.setdefault(case.id, case) is not case:
             raise UsageError(
                 f"suite {suite.origin} has two loads of the name {load.name}; rename one of them"
@@ -290,10 +289,11 @@ def _entry(matrix: Matrix, run: Run, everywhere: Sequence[Exclude]) -> Entry:
     )
 
 
-def _laying_out_s(load: Load) -> float:
-    """What writing the files of a load may take, on a slow disk."""
+def _making_s(load: Load) -> float:
+    """What its processes and files may take to be there, emulated and on a slow disk."""
     direct = [job for job in load.jobs if job.workload.startswith("dio-")]
-    return sum(job.file_bytes * job.processes for job in direct) / _SLOW_DISK_BYTES_S
+    files_s = sum(job.file_bytes * job.processes for job in direct) / _SLOW_DISK_BYTES_S
+    return _LOAD_S + files_s
 
 
 def _entry_cases(entry: Entry, hold_s: float, notes: "_Notes") -> Iterator[Case]:

@@ -6,6 +6,7 @@ names those that want nothing but their defaults.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from errno import errorcode
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 import workloads
 from pinstorm import suite_values as values
+from pinstorm.errors import UsageError
 from pinstorm.units import parse_duration, parse_size
 from workloads import MEMORY, WORKLOADS
 from workloads.antagonists import ANTAGONISTS
@@ -24,6 +26,12 @@ SECTOR_BYTES = 512
 _DURATION_S = 10.0
 _STEADY = Steady()
 _LONGEST_S = 366 * 86_400
+# Beyond these nothing differs but what a double can hold: one in thirty years, one a picosecond.
+_RATES = (1e-9, 1e12)
+_SELDOM_HZ = 1e-3
+_WEIGHTS = (1e-9, 1e9)
+# Of an antagonist's parameters that are numbers: the least and the most.
+_NUMBERS = {"alive": (1, 1024), "free_percent": (0, 99), "hold_ms": (0, 3_600_000)}
 
 LOADABLE = tuple(spec.name for spec in WORKLOADS if spec.engine is not None)
 _DIRECT_IO = tuple(name for name in LOADABLE if name.startswith("dio-"))
@@ -45,6 +53,7 @@ KEYS_OF = {
     "pin_rate": LOADABLE,
     "memory": LOADABLE,
     "depth": LOADABLE,
+    "params": tuple(spec.name for spec in ANTAGONISTS),
 }
 
 
@@ -66,9 +75,10 @@ def _sizes(value: Any) -> tuple[tuple[int, float], ...]:
     found = []
     for size, weight in value.items():
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 < weight < float("inf"):
+        if not number or not _WEIGHTS[0] <= weight <= _WEIGHTS[1]:
             raise ValueError(
-                f"the weight of {size} is {values.shown(weight)}; give a number over 0"
+                f"the weight of {size} is {values.shown(weight)}; give a number over 0, "
+                f"{_WEIGHTS[0]:g} to {_WEIGHTS[1]:g}"
             )
         found.append((values.sizes(size)[0], float(weight)))
     return tuple(found)
@@ -81,8 +91,11 @@ def _rate(value: Any) -> float:
         rate = float(text) if not isinstance(text, bool) else 0.0
     except (TypeError, ValueError):
         rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise ValueError(f'{values.shown(value)} is no rate; write a number a second, as "1000/s"')
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise ValueError(
+            f'{values.shown(value)} is no rate; write a number a second, as "1000/s", from '
+            f"{_RATES[0]:g} to {_RATES[1]:g}"
+        )
     return rate
 
 
@@ -94,6 +107,14 @@ def _percent(value: Any) -> float:
         percent = -1.0
     if not 0 <= percent <= 100:
         raise ValueError(f'{values.shown(value)} is no share; write 0 to 100, as 70 or "70%"')
+    return percent
+
+
+def _whole_percent(value: Any) -> float:
+    """As 0.5 is more likely meant for a half than for one in two hundred, it is refused."""
+    percent = _percent(value)
+    if percent != round(percent):
+        raise ValueError(f'{values.shown(value)} is no whole percent; write it as 70 or "70%"')
     return percent
 
 
@@ -130,7 +151,7 @@ class _JobKeys(values.Table):
     rate: Annotated[float | None, BeforeValidator(_rate)] = None
     pin_rate: Annotated[float | None, BeforeValidator(_rate)] = None
     think: _Duration | None = None
-    reads: _Percent | None = None
+    reads: Annotated[float | None, BeforeValidator(_whole_percent)] = None
     pattern: Literal["sequential", "random", "zipf"] | None = None
     theta: Annotated[float | None, Field(gt=0, le=10)] = None
     file_size: _Bytes | None = None
@@ -193,6 +214,7 @@ def load_of(table: LoadTable, *, seed: int, hold_s: float) -> Load:
     given = table.given()
     tables = table.job or ((JobTable(),) if table.workload is not None else ())
     jobs = [_job(one, given, number) for number, one in enumerate(tables, 1)]
+    _check_defaults(given, jobs)
     jobs += [_job(JobTable(workload=name), {}, 0) for name in table.antagonists]
     if not any(job.workload in LOADABLE for job in jobs):
         raise ValueError(
@@ -200,8 +222,13 @@ def load_of(table: LoadTable, *, seed: int, hold_s: float) -> Load:
             f"{values.listed(LOADABLE)}"
         )
     duration_s = hold_s or _DURATION_S if table.duration is None else table.duration
-    if not 0.1 <= duration_s <= _LONGEST_S:
-        raise ValueError(f"duration {duration_s} s is not 0.1 s to a year; give another")
+    _check_duration(duration_s)
+    if 0 < table.sample < _SELDOM_HZ:
+        raise ValueError(
+            f"sample {table.sample:g} is less than {_SELDOM_HZ:g} a second; give more, or 0 for none"
+        )
+    if table.ramp > _LONGEST_S:
+        raise ValueError(f"ramp {table.ramp} s is over a year; give another")
     interval_s = _interval_s(duration_s) if table.interval is None else table.interval
     if not 0.05 <= interval_s <= duration_s:
         raise ValueError(
@@ -217,6 +244,22 @@ def load_of(table: LoadTable, *, seed: int, hold_s: float) -> Load:
         steady=Steady(table.steady.window, table.steady.slope, table.steady.spread),
         seed=seed,
     )
+
+
+def held(load: Load, hold_s: float) -> Load:
+    """The same for another time, as --hold says. UsageError where that is none for a load."""
+    try:
+        _check_duration(hold_s)
+    except ValueError as error:
+        raise UsageError(f"--hold of load {load.name}: {error}") from None
+    own = load.interval_s != _interval_s(load.duration_s)
+    interval_s = min(load.interval_s, hold_s) if own else _interval_s(hold_s)
+    return replace(load, duration_s=hold_s, interval_s=interval_s)
+
+
+def _check_duration(duration_s: float) -> None:
+    if not 0.1 <= duration_s <= _LONGEST_S:
+        raise ValueError(f"duration {duration_s} s is not 0.1 s to a year; give another")
 
 
 def _interval_s(duration_s: float) -> float:
@@ -275,6 +318,17 @@ def _job(table: JobTable, defaults: Mapping[str, Any], number: int) -> Job:
     return job
 
 
+def _check_defaults(given: Mapping[str, Any], jobs: list[Job]) -> None:
+    """A key of the load that is the default of none of its jobs was meant for something."""
+    for name in given:
+        fitting = KEYS_OF.get(name, LOADABLE)
+        if jobs and not any(job.workload in fitting for job in jobs):
+            raise ValueError(
+                f"{name} says nothing to any of its jobs; leave it out, it goes with "
+                f"{values.listed(fitting)}"
+            )
+
+
 def _check(job: Job, where: str) -> None:
     if job.workload in _DIRECT_IO:
         odd = next((size for size, _ in job.sizes if size % SECTOR_BYTES), None)
@@ -313,15 +367,31 @@ def _check_params(workload: str, params: Mapping[str, Any], where: str) -> None:
     for name, words in workloads.antagonist_spec(workload).choices.items():
         if name in params and str(params[name]) not in words:
             raise ValueError(f"{where}: {name} is {params[name]!r}; give {values.listed(words)}")
+    for name in params.keys() & _NUMBERS.keys():
+        _check_number(name, params[name], where)
+
+
+def _check_number(name: str, value: Any, where: str) -> None:
+    least, most = _NUMBERS[name]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value <= most:
+        shown = values.shown(value)
+        raise ValueError(f"{where}: {name} is {shown}; give a number from {least} to {most}")
+    if name == "alive" and value != round(value):
+        raise ValueError(f"{where}: {name} is {values.shown(value)}; give a whole number")
 
 
 def _with_own_names(jobs: list[Job]) -> list[Job]:
     """A second job of a name gets a number, so that every figure has a name of its own."""
-    from dataclasses import replace
-
-    seen: dict[str, int] = {}
+    taken = {job.name for job in jobs}
+    seen: set[str] = set()
     named = []
     for job in jobs:
-        seen[job.name] = number = seen.get(job.name, 0) + 1
-        named.append(job if number == 1 else replace(job, name=f"{job.name}-{number}"))
+        name, number = job.name, 1
+        # What another job is called from the start is not given away either.
+        while name in seen or (number > 1 and name in taken):
+            number += 1
+            name = f"{job.name}-{number}"
+        seen.add(name)
+        named.append(job if number == 1 else replace(job, name=name))
     return named

@@ -1,9 +1,9 @@
 """A file that is written without pinning the writer's pages.
 
 A guest of the lab writes to a directory of the host, over 9p without a page cache. Where netfs does
-9p's writes (v6.12, v7.2; not v6.1), each of them takes pins on the writer's buffer and gives them back:
-netfs_unbuffered_write_iter_locked() calls netfs_extract_user_iter() in fs/netfs. They would be
-counted in the very series that is written. What comes out of another file, sendfile(2), is no
+9p's writes (v6.12, v7.2; not v6.1), each of them takes pins on the writer's buffer and gives them
+back: netfs_unbuffered_write_iter_locked() calls netfs_extract_user_iter() in fs/netfs. They would
+be counted in the very series that is written. What comes out of another file, sendfile(2), is no
 memory of a user, and is not pinned.
 """
 

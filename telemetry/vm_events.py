@@ -11,12 +11,14 @@ the lines is the same at every read. See Documentation/admin-guide/mm/transhuge.
 mm/vmstat.c.
 """
 
+import mmap
 import os
 from collections.abc import Iterable, Iterator
 
 from telemetry import vmstat
 
 _READ_BYTES = 1 << 13
+_NEAR_BYTES = 512
 
 PINS = ("nr_foll_pin_acquired", "nr_foll_pin_released")
 
@@ -52,12 +54,12 @@ class Lines:
         """In the order of ``names``. ``data`` begins with a newline. ValueError: a line lacks."""
         return list(self._found(data))
 
-    def ended(self, data: bytes) -> bool:
-        """Whether the last of them is there, and whole."""
+    def end(self, data: bytes) -> int:
+        """Where the last of them ends in ``data``; -1 when it is not there, or not whole."""
         if not self._keys:
-            return True
+            return 0
         start = data.rfind(self._keys[-1])
-        return start >= 0 and data.find(b"\n", start + 1) >= 0
+        return -1 if start < 0 else data.find(b"\n", start + 1)
 
     def _found(self, data: bytes) -> Iterator[int]:
         end = 0
@@ -80,7 +82,7 @@ class Counted:
         while more := os.pread(self._fd, _READ_BYTES, len(data)):
             data += more
         self._lines = Lines(data, in_families(vmstat.parse(data)) if wanted is None else wanted)
-        self._enough = 0  # bytes of a first read that was found to be whole
+        self._enough = 0  # the length of a reading that was found to be whole
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,13 +94,13 @@ class Counted:
         if len(data) == self._enough:
             return data
         # seq_file gives whole records, a page or so at a time.
-        if self._lines.ended(data):
-            self._enough = len(data)
-            return data
-        while more := os.pread(self._fd, _READ_BYTES, len(data)):
+        while (end := self._lines.end(data)) < 0:
+            more = os.pread(self._fd, _READ_BYTES, len(data))
+            if not more:
+                return data
             data += more
-            if self._lines.ended(data):
-                break
+        # Lines grow by digits: what stands near the end is looked for every time.
+        self._enough = len(data) if end + _NEAR_BYTES < min(len(data), mmap.PAGESIZE) else 0
         return data
 
     def values(self, data: bytes) -> list[int]:

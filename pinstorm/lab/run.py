@@ -138,7 +138,7 @@ def run_kernel(
         bundle.write_manifest(path, _manifest(run, only))
     done.records = journal.read(run.journal_path).records
     bundle.finish(path)
-    series.finish(path, run.path.parent.name)
+    series.finish(path, run.path.parent.name, done.records)
     return done
 
 

@@ -5,7 +5,7 @@ A job's figures are those of the load's steady part where it has one, else of th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import workloads
@@ -71,19 +71,25 @@ class LoadTally:
         self._counted = [not workloads.is_antagonist(job.workload) for job in load.jobs]
         # By process: how many intervals of the hold it has told.
         self._told: dict[tuple[int, int], int] = {}
+        # Processes that tell no more: a count may end one long before the load.
+        self._ended: set[tuple[int, int]] = set()
         # The operations a second of the processes that have told, by interval of the hold.
         self._rates: list[float] = []
         self._steady_after: int | None = None
         self._steadiness: Steadiness | None = None
+        # The windows that begin before this interval were looked at, and none was steady.
+        self._looked = 0
 
     def add(self, interval: Mapping[str, Any]) -> None:
         """An interval as the leader hands it on: ``job``, ``process``, ``phase`` and figures."""
         job = int(interval["job"])
         part: Part = interval["phase"]
         self._tally(job, part).add(interval)
+        who = job, int(interval["process"])
+        if part == "drain":
+            self._ended.add(who)
         if part != "hold":
             return
-        who = job, int(interval["process"])
         number = self._told.get(who, 0)
         self._told[who] = number + 1
         if self._steady_after is not None and number >= self._steady_after:
@@ -99,7 +105,16 @@ class LoadTally:
     def steadiness(self) -> Steadiness:
         """Whether and when the load became steady, by now."""
         if self._steadiness is None or not self._steadiness.reached:
-            self._steadiness = steady.find(self.rates(), self._load.interval_s, self._load.steady)
+            rates, began = self.rates(), self._looked
+            interval_s, wanted = self._load.interval_s, self._load.steady
+            found = steady.find(rates[began:], interval_s, wanted)
+            if found.after_intervals is not None:
+                found = replace(found, after_intervals=began + found.after_intervals)
+            self._steadiness = found
+            # The last window is looked at again: its figures are told if none is steady. Those
+            # before it are not, or days of a load would take longer than the load.
+            width = steady.window_intervals(interval_s, wanted)
+            self._looked = max(began, len(rates) - width)
         return self._steadiness
 
     def jobs_json(self) -> list[dict[str, Any]]:
@@ -126,9 +141,10 @@ class LoadTally:
             self._steady_after = len(self._rates)
 
     def _complete(self) -> int:
-        """How many intervals every process of a job that counts has told."""
-        told = [self._told.get(who, 0) for who in self._whose()]
-        return min(told, default=0)
+        """How many intervals every process of a job that counts has told, unless it has ended."""
+        told = {who: self._told.get(who, 0) for who in self._whose()}
+        going_on = [count for who, count in told.items() if who not in self._ended]
+        return min(going_on) if going_on else max(told.values(), default=0)
 
     def _whose(self) -> list[tuple[int, int]]:
         return [

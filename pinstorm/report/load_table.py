@@ -46,7 +46,7 @@ def _load(record: Record, emulated: bool) -> list[RenderableType]:
     for job in record["jobs"]:
         rows += _job_rows(job)
     told: list[RenderableType] = [
-        Text(f"{record['case']}: {_steady_words(record['load'])}", style="bold"),
+        Text(f"{record['case']}: {_steady_words(record)}", style="bold"),
         sheet(("job", "call", *figures), rows, right=figures),
     ]
     told += [Hanging("  ", words) for words in _soak_words(record["load"])]
@@ -86,7 +86,8 @@ def _latencies(latency: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _steady_words(load: Mapping[str, Any]) -> str:
+def _steady_words(record: Record) -> str:
+    load = record["load"]
     steady = load["steady"]
     if steady is None:
         return f"held {format_seconds(load['duration_s'])}"
@@ -95,7 +96,10 @@ def _steady_words(load: Mapping[str, Any]) -> str:
     if not steady["reached"]:
         return f"not steady within {format_seconds(load['duration_s'])}: figures of all of it"
     after_s = steady["after_intervals"] * load["interval_s"]
-    return f"steady from {format_seconds(after_s)} on, figures from there"
+    # A window has to be seen before it is known to be steady: figures are of what comes after it.
+    lasted_ns = [job["elapsed_ns"] for job in record["jobs"] if job.get("part") == "steady"]
+    whose = f"the last {format_seconds(max(lasted_ns) / 1e9)}" if lasted_ns else "all of it"
+    return f"steady from {format_seconds(after_s)} on, figures of {whose}"
 
 
 def _soak_words(load: Mapping[str, Any]) -> list[str]:
@@ -115,7 +119,8 @@ def _soak_words(load: Mapping[str, Any]) -> list[str]:
         words.append(f"no leak of {', '.join(flat)}")
     if short:
         more_s = max(trend["more_s"] or 0 for trend in short.values())
-        words.append(f"too short to tell a leak: {format_seconds(more_s)} more would")
+        more = f": {format_seconds(more_s)} more would" if more_s >= 1 else ""
+        words.append(f"too short to tell a leak{more}")
     return words
 
 

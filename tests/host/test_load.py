@@ -1,8 +1,14 @@
 """Loads through the whole machinery, on this kernel: with engines that misbehave, and real ones."""
 
+import errno
+import fcntl
+import gc
 import json
+import mmap
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +23,10 @@ import run_cases
 import workloads
 from pinstorm import session, suite
 from pinstorm.errors import UsageError
+from workloads.channel import Channel
+from workloads.load.leader import Leader, _Member
 from workloads.load.spec import Job, Load
-from workloads.spec import Case, Planned
+from workloads.spec import Case, Planned, PrepareFailed, Surroundings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -71,7 +79,7 @@ def job_of(record: Record, name: str) -> Record:
     return next(job for job in record["jobs"] if job["name"] == name)
 
 
-def test_what_the_jobs_did_is_added_up(run: Run) -> None:
+def test_what_the_jobs_did_is_added_up(run: Run, tmp_path: Path) -> None:
     record = run(planted("count", Job("other", "planted-count"), processes=2, ramp_s=0.2))
     assert (record["case"], record["verdict"]) == ("load/planted", "pass"), record["expected"]
     both, one = job_of(record, "count"), job_of(record, "other")
@@ -86,6 +94,9 @@ def test_what_the_jobs_did_is_added_up(run: Run) -> None:
     begin_ns, end_ns = record["phases"]["hold"]
     assert end_ns - begin_ns == 500_000_000
     assert record["pins"]["orphaned"] is not None
+    (bundle_path,) = tmp_path.glob("bundle-*")
+    (cost,) = json.loads((bundle_path / "manifest.json").read_text())["sampler"]
+    assert (cost["case"], cost["cpu_ns"] > 0) == ("load/planted", True)
 
 
 def test_a_count_ends_a_job_and_a_rate_limits_it(run: Run) -> None:
@@ -95,6 +106,50 @@ def test_a_count_ends_a_job_and_a_rate_limits_it(run: Run) -> None:
     assert record["verdict"] == "pass", record["expected"]
     assert job_of(record, "count")["operations"] == 2 * 20
     assert 5 <= job_of(record, "slow")["operations"] <= 0.5 * 40 + 2
+
+
+def test_a_load_whose_jobs_have_done_their_count_is_over(run: Run) -> None:
+    record = run(planted("count", count=5, duration_s=8.0))
+    began_ns, ended_ns = record["phases"]["hold"]
+    assert record["jobs"][0]["operations"] == 5
+    assert ended_ns - began_ns < 7e9
+    assert ended_ns <= record["phases"]["load"][1]
+
+
+def test_a_process_too_many_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise OSError(errno.EAGAIN, "")
+
+    load = Load("x", (Job("reads", "planted-count", processes=3),))
+    leader = Leader(workloads.load_case(load, 10.0), Surroundings())
+    monkeypatch.setattr(os, "fork", refused)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(PrepareFailed, match="process 1 of 3 of job reads could not be started"):
+        leader.prepare()
+    leader.close()
+    gc.collect()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_worker_whose_descriptor_is_beyond_selects_is_heard() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1100:
+        pytest.skip(f"only {hard} files may be open")
+    load = Load("x", (Job("reads", "planted-count"),))
+    leader = Leader(workloads.load_case(load, 10.0), Surroundings())
+    leader._stop = mmap.mmap(-1, mmap.PAGESIZE)
+    runner, others_end = Channel.pair()
+    ours, worker = socket.socketpair()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1100), hard))
+    try:
+        high = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 1050))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with ours, worker, others_end, high:
+        leader._members = [_Member(0, 0, 1, Channel(high))]
+        Channel(worker).send(done="load", ns=1)
+        assert leader._relay(runner) == (None, None)
+    runner.close()
 
 
 def test_a_refusal_ends_the_load_and_is_its_outcome(run: Run) -> None:

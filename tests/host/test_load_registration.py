@@ -26,7 +26,7 @@ from telemetry.vmstat import Counters, settle
 from workloads import libc, user
 from workloads.load import churn, register_uring
 from workloads.load.churn import Churn
-from workloads.load.engine import Pace, Recorder, Work
+from workloads.load.engine import Mismatch, Pace, Recorder, Work
 from workloads.load.spec import Job
 from workloads.owner import Owner
 from workloads.spec import MIB, PAGE_BYTES, CallFailed, Case, PrepareFailed, Surroundings
@@ -420,15 +420,23 @@ def test_who_may_not_pin_a_page_gets_a_ring_for_each(need: Need) -> None:
     )
 
 
-def test_a_slot_that_is_emptied_later_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on 6.1: the call is back, and the page is still pinned."""
+def test_a_slot_that_is_emptied_later_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, counters: Counters
+) -> None:
+    """As on 6.1: the call is back, and the page is still pinned; but no longer when it is known."""
     update = libc.io_uring_update_call
 
     def lazy(ring: int, first: int, buffers: libc.Iovecs, tag: int = 0) -> libc.Call:
         return update(ring, first, buffers, tag) if buffers[0].length else lambda: 1
 
     monkeypatch.setattr(libc, "io_uring_update_call", lazy)
-    assert not register_uring.empties_at_once()
+
+    def stayed() -> int:
+        before = settle(counters, lambda now: False, 1.0, 0.1)[0].outstanding or 0
+        assert not register_uring.empties_at_once()
+        return (counters.snapshot(per_node=False).outstanding or 0) - before
+
+    exactly(stayed, 0)
 
 
 @MECHANISMS
@@ -494,6 +502,30 @@ def test_close_gives_back_the_rest_and_tells_the_first_failure() -> None:
     assert failure.value.detail == f"slot {next(s for s in slots.released[-4:] if s in (1, 2))}"
     engine.close()
     assert len(slots.released) == 4
+
+
+def test_what_breaks_in_a_turn_is_not_given_back_twice() -> None:
+    """A region whose bytes are wrong: its slots gave it back already."""
+
+    class Wrong(Stubborn):
+        def acquire(self, slot: int, size_bytes: int) -> int:
+            if len(self.released) == 5:
+                raise Mismatch("planted")
+            return super().acquire(slot, size_bytes)
+
+    work = work_of(depth=3)
+    slots = Wrong()
+    engine = Churn(work, slots)
+    engine.open()
+    with pytest.raises(Mismatch):
+        engine.run(soon(60))
+    assert slots.released == [0, 1, 2, 0, 1]
+    engine.close()
+    assert sorted(slots.released[5:]) == [0, 2]
+    taken = work.recorder.take()
+    # two were given back by open, and the last one's successor never came
+    assert (taken["operations"], taken["bytes"]) == (3, 2 * SIZE)
+    assert (total(taken, "acquire"), total(taken, "release")) == (2, 3)
 
 
 def test_what_else_is_measured_is_noted_and_a_region_on_demand_pins_nothing() -> None:

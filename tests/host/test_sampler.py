@@ -18,7 +18,7 @@ import pytest
 
 from pinstorm import samples, series_tables, spool
 from pinstorm.sampling import Sampling
-from telemetry import maps, process_fds, process_io, vm_events
+from telemetry import maps, process_fds, process_io, vm_events, vmstat
 from telemetry.vmstat import Counters
 from workloads import libc
 from workloads.spec import CallFailed
@@ -110,6 +110,24 @@ def test_counters_lie_between_snapshots_of_another_reader(
             assert value is not None
             assert low - slack <= value <= high + slack
             assert (key in reading.inexact) == (not vm_events.exact(key))
+
+
+def test_the_only_nodes_figures_are_those_of_the_machine(need: Need) -> None:
+    """Snapshots do not read the node's file then; here it is read, between two of them."""
+    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*/vmstat"))
+    need(len(nodes) == 1, f"{len(nodes)} NUMA nodes")
+    with Counters() as counters:
+        need(counters.refreshes, "/proc/sys/vm/stat_refresh cannot be read: needs root")
+        first = counters.snapshot()
+        need(first.acquired is not None, "this kernel does not count pins")
+        node = vmstat.parse(nodes[0].read_bytes())
+        last = counters.snapshot()
+    number = int(nodes[0].parent.name.removeprefix("node"))
+    assert first.per_node == {number: (first.acquired, first.released)}
+    for name, low, high in zip(
+        vm_events.PINS, first.per_node[number], last.per_node[number], strict=True
+    ):
+        assert low <= node[name] <= high
 
 
 @pytest.fixture
@@ -214,18 +232,21 @@ def test_marks_divide_the_readings_at_their_time(tmp_path: Path, sampling: Sampl
     for seq, phase in ((1, "ramp"), (1, "hold"), (2, "hold")):
         before_ns = time.monotonic_ns()
         sampling.mark(seq, f"load/{seq}", phase)
-        moments.append((before_ns, seq, phase))
+        moments.append((before_ns, time.monotonic_ns(), seq, phase))
         awaited(tmp_path, lambda r: True, time.monotonic_ns())
     end_ns = time.monotonic_ns()
     sampling.mark(None, None, None)
-    sampling.stop()
+    report = sampling.stop()
+    # What is judged is the hold.
+    assert report.began_ns is not None
+    assert moments[-1][0] <= report.began_ns <= moments[-1][1]
+    times = [report.began_ns + point[0] * 1e9 for point in report.trends["outstanding_pages"]]
+    assert moments[-1][0] <= times[0] <= times[-1] <= time.monotonic_ns()
     readings = list(samples.read(tmp_path))
     assert readings[0].seq is None
-    for (begin_ns, seq, phase), (next_ns, *_) in zip(
-        moments, [*moments[1:], (end_ns,)], strict=True
-    ):
-        # A mark's own time lies a moment behind what was noted here.
-        inside = [r for r in readings if begin_ns + 10**6 < r.t_ns < next_ns]
+    ends_ns = [*(before_ns for before_ns, *_ in moments[1:]), end_ns]
+    for (_, marked_ns, seq, phase), next_ns in zip(moments, ends_ns, strict=True):
+        inside = [r for r in readings if marked_ns < r.t_ns < next_ns]
         assert inside
         assert {(r.seq, r.case, r.phase) for r in inside} == {(seq, f"load/{seq}", phase)}
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pinstorm import verdict
+from pinstorm import steady, verdict
 from pinstorm.load.tally import LoadTally
 from pinstorm.report import load_table
 from telemetry.histogram import Histogram
@@ -81,6 +81,39 @@ def test_figures_are_of_the_steady_part() -> None:
     assert (job["part"], job["operations"]) == ("steady", 101 + 99)
 
 
+def test_a_job_that_has_done_its_count_is_not_waited_for() -> None:
+    tally = LoadTally(load(Job("few", "dio-write", count=10), Job("reads", "dio-read")))
+    tally.add(interval(0, 10))
+    tally.add(interval(1, 0, phase="drain"))
+    for number in range(5):
+        tally.add(interval(number, 100, job=1))
+    assert tally.rates() == [110, 100, 100, 100, 100]
+    tally.add(interval(5, 0, job=1, phase="drain"))
+    assert tally.rates() == [110, 100, 100, 100, 100]
+    assert tally.steadiness.after_intervals == 1
+    assert [job["part"] for job in tally.jobs_json()] == ["hold", "steady"]
+
+
+def test_no_window_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = 0
+    figures = steady._figures
+
+    def counted(window: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        return figures(window)
+
+    monkeypatch.setattr(steady, "_figures", counted)
+    tally = LoadTally(load())
+    for number in range(200):
+        tally.add(interval(number, 10 if number % 2 else 20))
+    for number in range(200, 204):
+        tally.add(interval(number, 10))
+    assert tally.steadiness.after_intervals == 199
+    # Each window, and the last one again as the next interval comes.
+    assert seen <= 2 * 204
+
+
 def test_what_was_never_steady_says_so() -> None:
     tally = LoadTally(load())
     for number in range(8):
@@ -146,6 +179,31 @@ def test_what_is_wrong_is_the_reason() -> None:
 )
 def test_a_pass_says_what_is_missing(load_keys: dict[str, Any], reason: str | None) -> None:
     assert judged(**load_keys) == ("pass", reason)
+
+
+def told(made: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=100)
+    for part in load_table.parts([made], emulated=False):
+        console.print(part)
+    return stream.getvalue()
+
+
+def test_the_table_says_of_when_the_figures_are() -> None:
+    made = record()
+    assert "steady from 2 s on, figures of all of it" in told(made)
+    tally = LoadTally(load())
+    for number in range(7):
+        tally.add(interval(number, 100))
+    made["jobs"] = tally.jobs_json()
+    assert "steady from 2 s on, figures of the last 4 s" in told(made)
+
+
+def test_what_is_too_short_by_nothing_is_told_without_a_time() -> None:
+    trend = {"verdict": "inconclusive", "reason": "too-short", "more_s": 0.0}
+    assert told(record(soak={"fd_count": trend})).rstrip().endswith("too short to tell a leak")
+    trend["more_s"] = 9.0
+    assert "a leak: 9 s more would" in told(record(soak={"fd_count": trend}))
 
 
 def test_the_table_fits_and_leaves_out_percentiles_of_few() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pinstorm import sampler, samples, series_tables, spool
 from pinstorm.errors import UsageError, WriteError
-from pinstorm.sampler import Paced
+from pinstorm.sampler import Paced, Sampler
 from pinstorm.sources import Trends
 from pinstorm.spool import Mark, Spool
 from pinstorm.trend import Trend
@@ -411,6 +411,30 @@ def test_a_source_that_fails_is_told_and_left_alone(
     assert broken.failure == "gone"
     assert broken.next_ns > time.monotonic_ns() + 10**15
     assert broken.to_json(10**9)["readings"] == 0
+
+
+def test_all_rates_are_eased_while_all_of_it_takes_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Sampler(Spool(tmp_path, 1 << 20), 100, None)
+    now_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
+
+    def after_a_second_of(percent: int) -> int:
+        nonlocal now_ns, cpu_ns
+        now_ns += 10**9
+        cpu_ns += percent * 10**7
+        made.flush()
+        return int(made.report()["eased"])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sampler.time, "monotonic_ns", lambda: now_ns)
+        patched.setattr(sampler.time, "process_time_ns", lambda: cpu_ns)
+        # The first second has what it took to make the sampler.
+        after_a_second_of(0)
+        assert [after_a_second_of(percent) for percent in (4, 6, 9, 3, 1, 1, 1)] == [
+            *(0, 1, 2, 2, 1, 0, 0)
+        ]
+    made.close()
 
 
 # -- trends ---------------------------------------------------------------------------------------

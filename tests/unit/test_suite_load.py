@@ -75,6 +75,12 @@ def test_jobs_of_one_name_are_told_apart():
     assert [job.name for job in load.jobs] == ["dio-read", "dio-read-2"]
 
 
+def test_a_number_gives_no_name_away_that_another_job_has():
+    job = "[[load.job]]\nworkload = 'dio-read'\nname = "
+    load = load_of(f"{job}'a'\n{job}'a'\n{job}'a-2'\n{job}'a'")
+    assert [job.name for job in load.jobs] == ["a", "a-3", "a-2", "a-4"]
+
+
 def test_a_load_is_a_case_and_travels_as_json():
     parsed = suite.parse(
         "[[load]]\nname = 'x'\nworkload = 'io-uring-register'\nsize = '1MiB'\ndepth = 4\n"
@@ -97,6 +103,17 @@ def test_hold_is_the_duration():
     assert planned.case.hold_s == 60
 
 
+def test_another_hold_has_its_own_interval():
+    parsed = suite.parse("[[load]]\nname = 'x'\nworkload = 'dio-read'", "made.toml")
+    assert parsed.with_hold(86_400).loads[0].interval_s == 24
+    text = "[[load]]\nname = 'x'\nworkload = 'dio-read'\ninterval = 2"
+    own = suite.parse(text, "made.toml")
+    assert own.with_hold(86_400).loads[0].interval_s == 2
+    for none in (0.0, 0.01):
+        with pytest.raises(UsageError, match=r"--hold of load x: duration .* is not 0\.1 s"):
+            parsed.with_hold(none)
+
+
 @pytest.mark.parametrize(
     ("seconds", "interval_s"), [(1, 0.1), (10, 1.0), (60, 1.0), (86_400, 24.0)]
 )
@@ -104,6 +121,7 @@ def test_figures_are_taken_often_enough_and_not_too_often(seconds, interval_s):
     assert load_of(f"workload = 'dio-read'\nduration = {seconds}").interval_s == interval_s
 
 
+PINS = "[[load.job]]\nworkload = 'dio-read'\n[[load.job]]\n"
 WRONG = {
     "no job": ("", "has no job that pins"),
     "workload": ("workload = 'dio-raed'", 'did you mean "dio-read"'),
@@ -119,6 +137,19 @@ WRONG = {
     "memory": ("workload = 'dio-read'\nmemory = 'one-page'", "says nothing about"),
     "rate": ("workload = 'dio-read'\nrate = 'fast'", "is no rate"),
     "share": ("workload = 'dio-read'\nreads = 101", "is no share"),
+    "a share of one": ("workload = 'dio-read'\nreads = 0.5", "no whole percent"),
+    "endless rate": ("workload = 'dio-read'\nrate = 1e-320", "is no rate"),
+    "weights that overflow": ("workload = 'dio-read'\nsize = { 4096 = 1e308 }", "the weight of"),
+    "ramp": ("workload = 'dio-read'\nramp = '9999h'", "is over a year"),
+    "sample": ("workload = 'dio-read'\nsample = 1e-300", "sample 1e-300 is less than 0.001"),
+    "params of what pins": (
+        "[[load.job]]\nworkload = 'dio-read'\nparams = { a = 1 }", "params says nothing to dio-read"
+    ),
+    "default of none": ("workload = 'io-uring-register'\nreads = 50", "reads says nothing to any"),
+    "word for a number": (f"{PINS}workload = 'fork-storm'\nparams.alive = 'x'", 'alive is "x"'),
+    "too many alive": (f"{PINS}workload = 'fork-storm'\nparams.alive = 100_000", "1 to 1024"),
+    "half alive": (f"{PINS}workload = 'fork-storm'\nparams.alive = 1.5", "a whole number"),
+    "negative hold": (f"{PINS}workload = 'fill-cma'\nparams.hold_ms = -5", "hold_ms is -5"),
     "weights": ("workload = 'dio-read'\nsize = { '4KiB' = 0 }", "the weight of 4KiB"),
     "duration": ("workload = 'dio-read'\nduration = '1ms'", "duration 0.001 s is not"),
     "interval": ("workload = 'dio-read'\nduration = 1\ninterval = 2", "interval 2.0 s is not"),

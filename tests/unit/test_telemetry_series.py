@@ -67,7 +67,8 @@ def test_events_found_in_one_pass_are_those_of_the_full_parse(kernel: str) -> No
     wanted = (*vm_events.in_families(whole), *vm_events.PINS)
     lines = vm_events.Lines(data, wanted)
     assert set(lines.names) == set(wanted)
-    assert lines.ended(b"\n" + data)
+    last = f"\n{lines.names[-1]} {whole[lines.names[-1]]}\n".encode()
+    assert lines.end(data) == data.index(last) + len(last) - 1
     found = dict(zip(lines.names, lines.values(b"\n" + data), strict=True))
     assert found == {name: whole[name] for name in wanted}
 
@@ -90,9 +91,9 @@ def test_a_reading_that_ends_before_the_last_counter_is_not_whole() -> None:
     data = b"a 1\nb 22\nc 3\n"
     lines = vm_events.Lines(data, ("b", "a"))
     assert lines.names == ("a", "b")
-    assert not lines.ended(b"\na 1\n")
-    assert not lines.ended(b"\na 1\nb 2")
-    assert lines.ended(b"\na 1\nb 22\n")
+    assert lines.end(b"\na 1\n") == -1
+    assert lines.end(b"\na 1\nb 2") == -1
+    assert lines.end(b"\na 1\nb 22\n") == 9
     with pytest.raises(ValueError, match="not found"):
         lines.values(b"\na 1\nc 3\n")
 

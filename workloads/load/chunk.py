@@ -1,13 +1,15 @@
-"""How many requests to hand to the kernel at a time, when many can be: found by trying.
+"""How many requests to hand to the kernel at a time, and to wait for: found by trying.
 
 A device that gets all of them at once stands still while we write them down; one that gets them one
-by one has us enter the kernel, and a virtual machine leave for its host, for each of them. Which
-costs more differs from machine to machine and from minute to minute (measured, virtio: two first
-gave 4 % more than 32 while a CPU was free, and less when each notification took the CPU that the
-host needed to serve it). So now and then the next smaller or larger number is tried for a moment,
-between two moments of the present one, and is taken when it was better on average.
+by one has us woken, and enter the kernel, for each of them, and a virtual machine leave for its
+host. Which costs more differs from machine to machine and from minute to minute (measured, virtio,
+32 in flight, on a busy machine: 8 at a time and a wait for 4 gave 7 % more than a wait for 2, and
+12 % more than all at once). So now and then the next smaller or larger number is tried for a
+moment, between two moments of the present one, and is taken when it was better beyond doubt: on a
+machine with other things to do a moment says little, and the size to begin with is a good one.
 """
 
+import math
 from collections.abc import Sequence
 
 _WINDOW_NS = 20_000_000
@@ -15,17 +17,41 @@ _WINDOW_NS = 20_000_000
 _ROUNDS = 16
 # Windows of the present size between two tries; doubled for as long as none was better.
 _FEWEST, _MOST = 3, 24
-_MEMORY = 0.7
-_BETTER = 1.01
+# How much of what earlier tries told is kept at each; how many there must be, by how much better
+# they must have been (a ratio's logarithm), and by how many standard errors more.
+_MEMORY = 0.95
+_FEWEST_TRIES = 3
+_BETTER, _ERRORS = 0.003, 2.5
+
+
+class _Tries:
+    """What the tries in one direction gave, the older ones less and less."""
+
+    def __init__(self) -> None:
+        self._weight = self._sum = self._squares = 0.0
+
+    def add(self, value: float) -> None:
+        self._weight = _MEMORY * self._weight + 1
+        self._sum = _MEMORY * self._sum + value
+        self._squares = _MEMORY * self._squares + value * value
+
+    @property
+    def better(self) -> bool:
+        weight = self._weight
+        mean = self._sum / weight
+        variance = max(0.0, self._squares / weight - mean * mean)
+        error = math.sqrt(variance / max(1.0, weight - 1))
+        enough = weight > _FEWEST_TRIES * _MEMORY**_FEWEST_TRIES
+        return enough and mean > _BETTER + _ERRORS * error
 
 
 class Chunk:
-    """``size``: so many first, and then twice as many each time."""
+    """``size``: so many first, and then twice as many each time; all at once if it is all."""
 
     def __init__(self, slots: int):
         self._sizes: Sequence[int] = sorted({min(1 << power, slots) for power in range(17)})
         self._enough = _ROUNDS * slots
-        self._at = min(1, len(self._sizes) - 1)
+        self._at = max(0, len(self._sizes) - 3)
         self._forget()
         self._direction = 1
         self._trying = False
@@ -33,9 +59,14 @@ class Chunk:
         self.size = self._sizes[self._at]
 
     def _forget(self) -> None:
-        self._scores = {-1: 1.0, 1: 1.0}
+        self._tries = {-1: _Tries(), 1: _Tries()}
         self._every = _FEWEST
         self._since = 0
+
+    @property
+    def wait(self) -> int:
+        """For how many completions to wait; what else is there by then is taken as well."""
+        return max(1, self.size // 2)
 
     def begin(self, now_ns: int, done: int) -> None:
         """Windows count from here on; ``done``: completions so far."""
@@ -80,10 +111,10 @@ class Chunk:
 
     def _judge(self, ratio: float) -> None:
         """What the try was worth, against the windows before and after it."""
-        scores, direction = self._scores, self._direction
-        scores[direction] = _MEMORY * scores[direction] + (1 - _MEMORY) * ratio
-        if scores[direction] > _BETTER:
-            self._at += direction
+        tries = self._tries[self._direction]
+        tries.add(math.log(ratio))
+        if tries.better:
+            self._at += self._direction
             self.size = self._sizes[self._at]
             self._forget()
         else:

@@ -11,14 +11,15 @@ no figure, but for what is refused in ``open``.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, cycle
 from time import monotonic_ns, sleep
 from typing import Protocol
 
 import numpy as np
 
 import workloads
-from workloads import memory
+from workloads import libc, memory
 from workloads.load.engine import Work, pages_of
 from workloads.memory import Region
 from workloads.owner import Owner
@@ -55,6 +56,7 @@ class Memory:
     def __init__(self, work: Work, owner: Owner):
         job = work.job
         self.depth = job.depth
+        self.sizes = tuple(size for size, _ in job.sizes)
         self.stride_bytes = pages_of(job.largest_bytes) * PAGE_BYTES
         spec = workloads.memory_spec(job.memory)
         self.region: Region = memory.prepare(
@@ -63,6 +65,10 @@ class Memory:
 
     def address(self, slot: int) -> int:
         return self.region.address + slot * self.stride_bytes
+
+    def calls(self) -> dict[int, list[libc.Call | None]]:
+        """By size and slot, the call that registers it: None until it is first wanted."""
+        return {size: [None] * self.depth for size in self.sizes}
 
 
 class Churn:
@@ -82,6 +88,7 @@ class Churn:
         self._rests_until_ns = 0
         self._acquired, self._released = array("q"), array("q")
         self._bytes = self._pages = 0
+        self._pages_of = {size: pages_of(size) for size, _ in job.sizes}
 
     def open(self) -> None:
         self._turn(len(self._held) + WARM_UP_PAIRS)
@@ -132,31 +139,42 @@ class Churn:
     # ------------------------------------------------------------------------------------------
 
     def _turn(self, turns: int) -> None:
-        """So many turns, with nothing between the calls that can wait until later."""
+        """So many turns, with nothing between the calls that can wait until they are done.
+
+        What runs in between pushes the calls' own code and data out of the caches: measured, that
+        costs as much as calling them from Python does.
+        """
         acquire, release = self._slots.acquire, self._slots.release
         acquired, released = self._acquired.append, self._released.append
-        held, depth, slot = self._held, len(self._held), self._oldest
-        registered_bytes = registered_pages = 0
+        held, slot = self._held, self._oldest
+        sizes, before = self._sizes.draw(turns), len(self._acquired)
+        refused: list[int] = []
         try:
-            for size_bytes in self._sizes.draw(turns):
+            for size_bytes, slot in zip(sizes, self._slots_in_turn(), strict=False):
                 if held[slot]:
                     released(release(slot))
                     held[slot] = 0
                 try:
                     acquired(acquire(slot, size_bytes))
+                    held[slot] = size_bytes
                 except CallFailed as error:
                     self._work.recorder.refuse(error)
-                else:
-                    held[slot] = size_bytes
-                    registered_bytes += size_bytes
-                    registered_pages += (size_bytes + PAGE_BYTES - 1) // PAGE_BYTES
-                slot += 1
-                if slot == depth:
-                    slot = 0
+                    refused.append(size_bytes)
         finally:
-            self._oldest = slot
-            self._bytes += registered_bytes
-            self._pages += registered_pages
+            self._oldest = (slot + 1) % len(held)
+            done = len(self._acquired) - before + len(refused)
+            self._count(sizes[:done], 1)
+            self._count(refused, -1)
+
+    def _slots_in_turn(self) -> Iterator[int]:
+        """From the oldest on, without end."""
+        depth = len(self._held)
+        return chain(range(self._oldest, depth), cycle(range(depth)))
+
+    def _count(self, sizes: Sequence[int], sign: int) -> None:
+        """Add regions of these sizes to what was registered, or take them away again."""
+        self._bytes += sign * sum(sizes)
+        self._pages += sign * sum(map(self._pages_of.__getitem__, sizes))
 
     def _learn(self, turns: int, took_ns: int) -> None:
         """How many turns to take until the next look, and what is left of the job."""

@@ -122,6 +122,7 @@ class Integrity:
         """``memory``: slots x bytes, what operations read into and write from."""
         self.blocks = blocks
         self._memory: Words = memory.view(np.uint64)
+        self._views: dict[int, Words] = {}
         slots = len(memory)
         self._generations = np.ones(file_bytes // blocks.grain_bytes, np.uint32)
         self._unsure = np.zeros(len(self._generations), np.bool_)
@@ -137,6 +138,8 @@ class Integrity:
         grain = self.blocks.grain_bytes
         first, count = offsets // grain, lengths // grain
         busy = np.flatnonzero(self._count)
+        if not writes.any() and not self._writes[busy].any():
+            return len(offsets)
         collide = _collide(
             (first, count, writes), (self._first[busy], self._count[busy], self._writes[busy])
         ).any(axis=1)
@@ -194,16 +197,14 @@ class Integrity:
 
     def _alike(self, slots: Numbers) -> list[tuple[Numbers, int]]:
         """The slots in groups of one length and one direction, each of a MiB or so."""
+        # Each a number of its own: the length, and in its last bit the direction.
+        kinds = self._count[slots] * 2 + self._writes[slots]
         groups = []
-        lengths, writes = self._count[slots], self._writes[slots]
-        for count in np.unique(lengths):
-            step = max(1, MIB // (int(count) * self.blocks.grain_bytes))
-            for direction in (False, True):
-                alike = slots[(lengths == count) & (writes == direction)]
-                groups += [
-                    (alike[start : start + step], int(count))
-                    for start in range(0, len(alike), step)
-                ]
+        for kind in set(kinds.tolist()):
+            count = kind // 2
+            alike = slots[kinds == kind]
+            step = max(1, MIB // (count * self.blocks.grain_bytes))
+            groups += [(alike[start : start + step], count) for start in range(0, len(alike), step)]
         return groups
 
     def _numbers(self, slots: Numbers, count: int) -> Numbers:
@@ -213,10 +214,12 @@ class Integrity:
 
     def _as_blocks(self, count: int) -> Words:
         """The memory as slots x blocks x words, for operations of so many blocks."""
-        words = self.blocks.words
-        row, word = self._memory.strides
-        shape = (len(self._memory), count, words)
-        return as_strided(self._memory, shape, (row, words * word, word))
+        if count not in self._views:
+            words = self.blocks.words
+            row, word = self._memory.strides
+            shape = (len(self._memory), count, words)
+            self._views[count] = as_strided(self._memory, shape, (row, words * word, word))
+        return self._views[count]
 
 
 _Spans = tuple[Numbers, Numbers, NDArray[np.bool_]]

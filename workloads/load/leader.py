@@ -97,10 +97,15 @@ class Leader:
         end_ns = hold_ns + round(load.duration_s * 1e9)
         spans = [("ramp", begin_ns, hold_ns), ("hold", hold_ns, end_ns)]
         for member in self._members:
-            _tell(member, go="load", spans=spans, interval_ns=round(load.interval_s * 1e9))
+            with suppress(PrepareFailed):  # one that has ended is noticed as it is listened to
+                _tell(member, go="load", spans=spans, interval_ns=round(load.interval_s * 1e9))
         failure, stopped = self._relay(runner)
+        # All jobs may have had a count, or one of them a failure.
+        ended_ns = time.monotonic_ns()
         return {
-            "spans": {name: [begin, end] for name, begin, end in spans},
+            "spans": {
+                name: [begin, min(end, ended_ns)] for name, begin, end in spans if begin < ended_ns
+            },
             "stopped": stopped,
             "failure": failure,
         }
@@ -135,8 +140,15 @@ class Leader:
     # ------------------------------------------------------------------------------------------
 
     def _fork(self, number: int, job: Job, process: int) -> _Member:
-        ours, theirs = Channel.pair()
-        pid = os.fork()
+        try:
+            ours, theirs = Channel.pair()
+            pid = os.fork()
+        except OSError as error:
+            raise PrepareFailed(
+                f"process {process + 1} of {job.processes} of job {job.name} could not be started "
+                f"({os.strerror(error.errno or 0).lower()}): give fewer processes, or raise the "
+                "limits of open files and processes (ulimit -n, ulimit -u)"
+            ) from error
         if pid:
             theirs.close()
             return _Member(number, process, pid, ours)
@@ -174,10 +186,11 @@ class Leader:
         assert self._stop is not None
         working = {member.channel.fileno(): member for member in self._members}
         failure, stopped = None, None
-        watched = [runner.fileno(), *working]
+        watched = select.poll()  # select() takes no descriptor beyond 1023
+        for fileno in (runner.fileno(), *working):
+            watched.register(fileno, select.POLLIN)
         while working:
-            ready, _, _ = select.select(watched, [], [])
-            for fileno in ready:
+            for fileno, _ in watched.poll():
                 if fileno == runner.fileno():
                     message = runner.receive()
                     if message is None:
@@ -198,7 +211,7 @@ class Leader:
                         failure = failure or failed
                         self._stop[0] = 1
                     del working[fileno]
-                    watched.remove(fileno)
+                    watched.unregister(fileno)
                     break
         return failure, stopped
 

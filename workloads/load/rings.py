@@ -219,10 +219,9 @@ class Rings:
         elif (number := libc.last_errno()) not in (errno.ETIME, errno.EINTR):
             raise CallFailed("io_uring_enter", number)
 
-    def reap(self) -> tuple[Slots, Results]:
-        """The slots whose requests completed, and the result of each; copies."""
+    def reap(self, count: int) -> tuple[Slots, Results]:
+        """The slots of so many completions (of those ``ready``), and the result of each; copies."""
         head = self._head
-        count = (self._completed_word.value - head) & 0xFFFFFFFF
         if not count:
             return _NONE, _NONE  # type: ignore[return-value]
         start = head & (self._completions - 1)

@@ -4,14 +4,12 @@ A slot is a part of the memory, an entry of the submission queue and, with ``reg
 registered buffer. Free slots are filled and handed to the kernel together, completions are taken as
 they come, and every cost of ours is for a batch and not for an operation.
 
-How large a batch is decides between two evils. Of many completions waited for, the device runs dry
-before it gets new work; of one, we are awake more often than the device needs. So the number waited
-for adapts: it grows while this process is busy for more than half of its time, and shrinks while it
-sleeps for most of it, within a quarter of the depth, so that three quarters stay in flight. And it
-is the least that is waited for: what is there by then is taken as well.
+Where all operations are of one kind, the first few of each batch go to the device before anything
+else is done, then the others in growing chunks; what has to be counted is counted when the device
+has enough to do. How many that is, and how many completions are worth waking up for, is found by
+trying: see workloads.load.chunk.
 """
 
-import time
 from time import monotonic_ns
 
 import numpy as np
@@ -24,8 +22,6 @@ from workloads.load.engine import Work
 from workloads.load.rings import Results, Rings, Slots
 from workloads.owner import Owner
 
-_BATCHES_BETWEEN_LOOKS = 64
-_BUSY, _IDLE = 0.5, 0.3
 _LATENCIES = 2048
 # Fewer than these are begun one by one faster than in arrays.
 _FEW = 8
@@ -75,11 +71,7 @@ class Uring:
         self._pages = direct.pages * (0 if job.registered else 1)
         same = bool((self._pages[0] == self._pages[0, 0]).all())
         self._same_pages = int(self._pages[0, 0]) if same else None
-        self._wait_for = 1
         self._chunk = Chunk(slots)
-        self._most = max(1, slots // 4)
-        self._batches = 0
-        self._looked_ns, self._busy_ns = 0, 0
 
     @property
     def target(self) -> int:
@@ -123,7 +115,7 @@ class Uring:
         operations, slots = self._direct.operations, self._direct.slots
         plain = self._uniform and not self._paced and self._direct.integrity is None
         turn = self._turn_plain if plain else self._turn
-        self._batches = 0
+        unlimited = self._work.pace.unlimited
         now_ns = clock()
         self._chunk.begin(now_ns, self._done)
         try:
@@ -138,7 +130,7 @@ class Uring:
                     operations.look_ahead(slots)
                 rest_ns = self._rest_ns
                 enter(
-                    min(self._wait_for, self._in_flight) or 1,
+                    (min(self._chunk.wait, self._in_flight) or 1) if unlimited else 1,
                     rest_ns if rest_ns < left_ns else left_ns,
                 )
                 now_ns = clock()
@@ -149,7 +141,7 @@ class Uring:
     def drain(self) -> None:
         while self._in_flight:
             self.rings.enter(self._in_flight, PATIENCE_NS)
-            slots, results = self.rings.reap()
+            slots, results = self.rings.reap(self.rings.ready)
             self._end(slots, results, monotonic_ns())
         self._note()
 
@@ -169,7 +161,8 @@ class Uring:
         first = min(chunk, ready, _FEW) if chunk < self._direct.slots else 0
         if first:
             rings.repeat(operations.offsets(first).tolist())
-        slots, results = rings.reap()
+        # Not more: those that were just begun may have completed by now, in slots taken here.
+        slots, results = rings.reap(ready)
         if results.tobytes() != self._whole[: 4 * len(slots)]:
             return self._end_but(slots, results, first, now_ns)
         rest = slots[first:]
@@ -213,7 +206,7 @@ class Uring:
 
     def _turn(self, now_ns: int) -> None:
         """Take what completed by now; begin operations of any kind in as many slots as may be."""
-        slots, results = self.rings.reap()
+        slots, results = self.rings.reap(self.rings.ready)
         if len(slots):
             self._end(slots, results, now_ns)
         slots, self._free = self._due(now_ns)
@@ -299,9 +292,6 @@ class Uring:
     def _count(self, slots: Slots, now_ns: int) -> None:
         recorder, count = self._work.recorder, len(slots)
         self._chunk.look(now_ns, self._done)
-        self._batches += 1
-        if self._batches >= _BATCHES_BETWEEN_LOOKS:
-            self._adapt(now_ns)
         recorder.operations += count
         self._done += count
         start, end = self._noted, self._noted + count
@@ -320,13 +310,3 @@ class Uring:
         """Hand the latencies on, many at a time."""
         noted, self._noted = self._noted, 0
         self._direct.note(self._latencies[:noted], self._noted_writes[:noted])
-
-    def _adapt(self, now_ns: int) -> None:
-        """How many completions to wait for, by how busy this process was of late."""
-        busy_ns = time.thread_time_ns()
-        share = (busy_ns - self._busy_ns) / max(1, now_ns - self._looked_ns)
-        if self._looked_ns and share > _BUSY:
-            self._wait_for = min(self._wait_for + 1, self._most)
-        elif share < _IDLE:
-            self._wait_for = max(self._wait_for - 1, 1)
-        self._looked_ns, self._busy_ns, self._batches = now_ns, busy_ns, 0
