@@ -225,7 +225,7 @@ def load_of(table: LoadTable, *, seed: int, hold_s: float) -> Load:
     _check_duration(duration_s)
     if 0 < table.sample < _SELDOM_HZ:
         raise ValueError(
-            f"sample {table.sample:g} is less than {_SELDOM_HZ:g} a second; give more, or 0 for none"
+            f"sample {table.sample:g} is less than {_SELDOM_HZ:g} a second; give more, or 0: none"
         )
     if table.ramp > _LONGEST_S:
         raise ValueError(f"ramp {table.ramp} s is over a year; give another")

@@ -69,6 +69,9 @@ def doubt(record: Mapping[str, Any]) -> str | None:
     load = record.get("load") or {}
     if load.get("stopped"):
         return "stopped"
+    jobs = [job for job in record.get("jobs") or () if not job["antagonist"]]
+    if jobs and not any(job["operations"] for job in jobs):
+        return "nothing-counted"  # a count that the ramp has used up, a rate too low
     if (load.get("sampler") or {}).get("died"):
         return "sampler-died"
     steady = load.get("steady")

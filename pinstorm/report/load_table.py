@@ -89,6 +89,12 @@ def _latencies(latency: Mapping[str, Any]) -> tuple[str, ...]:
 def _steady_words(record: Record) -> str:
     load = record["load"]
     steady = load["steady"]
+    if not any(job.get("elapsed_ns") for job in record["jobs"]):
+        return "nothing was counted"
+    failure = load.get("failure")
+    if failure or load.get("stopped"):
+        whose = f"job {failure['job']}" if failure else load["stopped"]
+        return f"ended early ({whose}): figures of what was done until then"
     if steady is None:
         return f"held {format_seconds(load['duration_s'])}"
     if not steady["reached"] and load["duration_s"] < load["steady_window_s"]:

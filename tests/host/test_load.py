@@ -116,11 +116,19 @@ def test_a_load_whose_jobs_have_done_their_count_is_over(run: Run) -> None:
     assert ended_ns <= record["phases"]["load"][1]
 
 
+def test_a_job_that_waits_for_its_pace_hears_that_another_failed(run: Run) -> None:
+    seldom = Job("seldom", "planted-count", rate_ops_s=0.001)
+    record = run(planted("refuse", seldom, duration_s=60.0, interval_s=60.0))
+    began_ns, ended_ns = record["phases"]["load"]
+    assert (record["outcome"], record["load"]["failure"]["job"]) == ("ENOMEM", "refuse")
+    assert ended_ns - began_ns < 30e9
+
+
 def test_a_process_too_many_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> int:
         raise OSError(errno.EAGAIN, "")
 
-    load = Load("x", (Job("reads", "planted-count", processes=3),))
+    load = Load("x", (Job("reads", "planted-count", processes=3),), duration_s=1.0)
     leader = Leader(workloads.load_case(load, 10.0), Surroundings())
     monkeypatch.setattr(os, "fork", refused)
     before = os.listdir("/proc/self/fd")
@@ -135,7 +143,7 @@ def test_a_worker_whose_descriptor_is_beyond_selects_is_heard() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 1100:
         pytest.skip(f"only {hard} files may be open")
-    load = Load("x", (Job("reads", "planted-count"),))
+    load = Load("x", (Job("reads", "planted-count"),), duration_s=1.0)
     leader = Leader(workloads.load_case(load, 10.0), Surroundings())
     leader._stop = mmap.mmap(-1, mmap.PAGESIZE)
     runner, others_end = Channel.pair()

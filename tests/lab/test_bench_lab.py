@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 NAME = "register-rdma-1m"
 
 
+@pytest.mark.slow
 def test_registration_with_rdma_beside_c(backports: Kernel, tmp_path: Path) -> None:
     if lacking := needs.unmet(choose([NAME], host=False)):
         pytest.skip("; ".join(lacking))

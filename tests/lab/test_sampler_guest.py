@@ -14,7 +14,7 @@ from pinstorm.lab.shape import shapes_for
 from workloads.spec import Need
 
 
-@pytest.mark.parametrize("name", ["backports", "oldstable"])
+@pytest.mark.parametrize("name", ["backports", pytest.param("oldstable", marks=pytest.mark.slow)])
 def test_regions_show_in_the_series_as_the_program_counts_them(
     name: str, kernel_named: Callable[[str], Kernel], lab_tmp: Path
 ) -> None:

@@ -181,6 +181,18 @@ def test_a_pass_says_what_is_missing(load_keys: dict[str, Any], reason: str | No
     assert judged(**load_keys) == ("pass", reason)
 
 
+def test_a_load_that_did_nothing_says_so() -> None:
+    made = record()
+    made["jobs"] = LoadTally(load()).jobs_json()
+    assert verdict.judge(made, lab=True).reason == "nothing-counted"
+    assert "load/x: nothing was counted" in told(made)
+
+
+def test_a_load_that_was_cut_short_is_not_called_too_short() -> None:
+    failure = {"job": "reads", "process": 0, "error": "process 7 of the load ended early"}
+    assert "ended early (job reads)" in told(record(failure=failure))
+
+
 def told(made: dict[str, Any]) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=100)
