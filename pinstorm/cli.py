@@ -191,8 +191,18 @@ def report(
         print(f"the journal's last line is torn: {opened.torn_bytes} bytes", file=sys.stderr)
     lab = opened.manifest.get("accel") != "host"
     records = verdict.rejudge(opened.records, lab=lab) if rejudge else opened.records
+    records = [*records, *_unfinished(opened)]
     _report(records, wide, as_json, command=_repeat_command(opened.manifest), path=bundle)
     _exit_with(records)
+
+
+def _unfinished(opened: Any) -> list[dict[str, Any]]:
+    """The cases that were begun and have no record yet; of a load its figures up to now."""
+    from pinstorm.load import live
+    from pinstorm.report import reason
+
+    begun = [record for record in reason.records(opened) if record.get("reason") == "unfinished"]
+    return [{**record, **live.figures(opened, record["case"])} for record in begun]
 
 
 @app.command("explain")

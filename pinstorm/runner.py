@@ -6,15 +6,13 @@ nothing that is slow to start. What a case is and how it is observed is pinstorm
 
 import os
 import re
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from pinstorm import attribution, containment, explain, figures, noise, verdict
+from pinstorm.interrupts import Interrupt, Interrupts
 from pinstorm.journal import Journal
 from pinstorm.needs import Survey
 from pinstorm.observe import Observation
@@ -35,8 +33,6 @@ SELF_TEST = Case("process-vm-write", "anon", {"size_bytes": MIB}, repeat=0, warm
 FAST_SELF_TEST = Case("vmsplice", "anon", {"size_bytes": PAGE_BYTES}, repeat=0, warmup=0)
 _SLOW: Final = Known("process_vm_writev", BEHIND[2:], "FOLL_PIN", SELF_TEST.pages)
 _FAST: Final = Known("vmsplice", BEHIND[:2], "FOLL_GET", FAST_SELF_TEST.pages)
-
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 # Functions and modules of what the workloads exercise, RDMA drivers by their usual prefixes.
 _OUR_CODE = re.compile(
@@ -73,48 +69,6 @@ class Identity:
         }
 
 
-class Interrupt(BaseException):
-    """Ctrl-C or SIGTERM, raised in the main thread while a case is observed, or before the next."""
-
-
-@dataclass(slots=True)
-class _Interrupts:
-    """Raises Interrupt once, and only where the journal stays true: a case that has a start line
-    must get its record or its interruption. Elsewhere, and the second time, it is put off."""
-
-    _pending: bool = False
-    _allowed: bool = False
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Take the signals over, and give them back to whoever had them."""
-        before = {number: signal.signal(number, self._note) for number in _INTERRUPTS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def raised(self) -> Iterator[None]:
-        self._allowed = True
-        try:
-            self.raise_pending()
-            yield
-        finally:
-            self._allowed = False
-
-    def raise_pending(self) -> None:
-        if self._pending:
-            self._allowed = False
-            raise Interrupt
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._pending = True
-        if self._allowed:
-            self.raise_pending()
-
-
 @dataclass(slots=True)
 class Runner:
     """Everything one run needs, given from outside; ``run`` does the work.
@@ -132,7 +86,7 @@ class Runner:
     pins_available: bool = True
     _expectancy: Expectancy = field(default_factory=Expectancy)
     _leaves: containment.Leaves = field(default_factory=containment.Leaves)
-    _interrupts: _Interrupts = field(default_factory=_Interrupts)
+    _interrupts: Interrupts = field(default_factory=Interrupts)
     # What the kernel logged in the case that runs.
     _log_lines: list[kmsg.Line] = field(default_factory=list)
 
@@ -218,6 +172,8 @@ class Runner:
             record["evidence"]["kernel_log"] = [line.text for line in self._log_lines]
         record["taint"] = taint.new_bits(tainted, taint.read())
         self._finish(planned, record, journal)
+        if (record.get("load") or {}).get("stopped") is not None:
+            raise Interrupt  # it came while the load ran, which was ended in good order
 
     def _observe(
         self, case: Case, planned: Planned | None = None, bundle: Path | None = None
@@ -244,7 +200,12 @@ class Runner:
             from pinstorm.load.observation import LoadObservation
 
             observation = LoadObservation(
-                planned, *common, lab=lab, bundle=bundle, told=self.listener
+                planned,
+                *common,
+                lab=lab,
+                bundle=bundle,
+                told=self.listener,
+                interrupts=self._interrupts,
             )
         try:
             observation.run(self.zygote)

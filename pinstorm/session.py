@@ -11,10 +11,11 @@ from typing import Any
 
 from pinstorm import __version__, budget, bundle, containment, host, journal, needs
 from pinstorm.errors import Interrupted
+from pinstorm.interrupts import Interrupt
 from pinstorm.journal import Journal
 from pinstorm.load import series
 from pinstorm.lock import only_run
-from pinstorm.runner import Identity, Interrupt, Runner
+from pinstorm.runner import Identity, Runner
 from pinstorm.spawn import Zygote
 from pinstorm.suite import Suite
 from pinstorm.witness import witness

@@ -67,15 +67,23 @@ class Talk:
 
     def tell(self, step: str) -> None:
         self.step = step
+        self.say(go=step)
+
+    def say(self, **message: Any) -> None:
+        """Send it something to which it need not answer."""
         try:
-            self._child.channel.send(go=step)
+            self._child.channel.send(**message)
         except ConnectionError as error:
             raise ChildEnded from error
 
-    def answer(self) -> dict[str, Any]:
-        """DeadlinePassed, ChildEnded."""
+    def wait(self) -> None:
+        """Until it has something to say. DeadlinePassed, ChildEnded."""
         if not self._spoke(self._deadline.ns):
             raise DeadlinePassed
+
+    def answer(self) -> dict[str, Any]:
+        """DeadlinePassed, ChildEnded."""
+        self.wait()
         try:
             answer = self._child.channel.receive(self._deadline.ns)
         except TimeoutError as error:

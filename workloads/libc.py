@@ -387,7 +387,9 @@ def bind_to_node(address: int, size_bytes: int, node: int) -> None:
 def take_memory_from(node: int) -> None:
     """set_mempolicy: what this process touches first from now on comes from this node only."""
     mask = (1 << node).to_bytes(node // 64 * 8 + 8, "little")
-    result = _syscall6(NR_SET_MEMPOLICY, MPOL_BIND, mask, len(mask) * 8 + 1, 0, 0, 0)
+    nodes = ctypes.create_string_buffer(mask, len(mask))
+    bits = len(mask) * 8 + 1
+    result = _syscall6(NR_SET_MEMPOLICY, MPOL_BIND, ctypes.addressof(nodes), bits, None, None, 0)
     check("set_mempolicy", int(result), f"node {node}")
 
 

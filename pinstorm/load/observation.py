@@ -15,6 +15,7 @@ from typing import Any
 import workloads
 from pinstorm import evidence, samples, soak
 from pinstorm.containment import Containment
+from pinstorm.interrupts import Interrupt, Interrupts
 from pinstorm.intervals import Intervals
 from pinstorm.load.tally import LoadTally
 from pinstorm.observe import Observation
@@ -29,6 +30,9 @@ from workloads.spec import Planned, Surroundings
 
 # How long the workers may take to begin and to drain, beyond the load itself.
 _GRACE_S = 30.0
+
+# What is known of a refusal; that of the first is told.
+_REFUSAL = ("failed_phase", "failed_call", "outcome", "detail")
 
 Told = Callable[[dict[str, Any]], None]
 
@@ -48,6 +52,7 @@ class LoadObservation(Observation):
         lab: bool,
         bundle: Path,
         told: Told,
+        interrupts: Interrupts,
     ):
         """``bundle``: where its series go. ``told`` gets the rates as they come."""
         super().__init__(planned.case, around, counters, expectancy, containment, witness, lab=lab)
@@ -62,6 +67,8 @@ class LoadObservation(Observation):
                 samples.spool_of(bundle), hz=self._load.sample_hz, device=around.device
             )
         self._told = told
+        self._interrupts = interrupts
+        self._stopped = False
         self._told_intervals = 0
         self._holding = False
         self.record["jobs"] = []
@@ -95,6 +102,11 @@ class LoadObservation(Observation):
         if self.record["outcome"] == "ok":
             self._hold_load(child, talk)
             self._release(talk)
+        else:
+            # What the others had opened by then, and that one before its refusal, is no leak.
+            first = {key: self.record[key] for key in _REFUSAL}
+            self._release(talk)
+            self.record.update(first)
         self._close(talk)
 
     def _prepare(self, child: Child, talk: Talk) -> bool:
@@ -177,9 +189,21 @@ class LoadObservation(Observation):
         if step != "load":
             return super()._ask(talk, step)
         talk.tell(step)
-        while (answer := talk.answer())["step"] == "interval":
+        while True:
+            try:
+                with self._interrupts.raised():
+                    talk.wait()
+            except Interrupt:
+                if self._stopped:
+                    raise  # asked for twice: at once, then
+                # What it did up to now is what somebody waited for: end it in good order.
+                self._stopped = True
+                self._interrupts.answered()
+                talk.say(go="stop", why="interrupted")
+                continue
+            if (answer := talk.answer())["step"] != "interval":
+                return answer
             self._took_interval(answer)
-        return answer
 
     def _took_interval(self, interval: dict[str, Any]) -> None:
         if interval["phase"] == "hold" and not self._holding:

@@ -71,6 +71,8 @@ class LoadTally:
         self._counted = [not workloads.is_antagonist(job.workload) for job in load.jobs]
         # By process: how many intervals of the hold it has told.
         self._told: dict[tuple[int, int], int] = {}
+        # By process: its rate in the interval that it told last.
+        self._last: dict[tuple[int, int], float] = {}
         # Processes that tell no more: a count may end one long before the load.
         self._ended: set[tuple[int, int]] = set()
         # The operations a second of the processes that have told, by interval of the hold.
@@ -81,7 +83,11 @@ class LoadTally:
         self._looked = 0
 
     def add(self, interval: Mapping[str, Any]) -> None:
-        """An interval as the leader hands it on: ``job``, ``process``, ``phase`` and figures."""
+        """An interval as the leader hands it on: ``job``, ``process``, ``phase`` and figures.
+
+        ``number``: which of the phase it is, where some are left out: an operation that takes
+        longer than an interval is in the first of those that it takes.
+        """
         job = int(interval["job"])
         part: Part = interval["phase"]
         self._tally(job, part).add(interval)
@@ -90,12 +96,13 @@ class LoadTally:
             self._ended.add(who)
         if part != "hold":
             return
-        number = self._told.get(who, 0)
+        passed = self._told.get(who, 0)
+        number = max(passed, int(interval.get("number", passed)))
         self._told[who] = number + 1
         if self._steady_after is not None and number >= self._steady_after:
             self._tally(job, "steady").add(interval)
         if self._counted[job]:
-            self._note_rate(number, interval)
+            self._note_rate(who, range(passed, number), interval)
 
     def rates(self) -> list[float]:
         """Operations a second in each interval of the hold that all processes have told."""
@@ -131,11 +138,18 @@ class LoadTally:
     def _tally(self, job: int, part: Part) -> Tally:
         return self._parts[job].setdefault(part, Tally())
 
-    def _note_rate(self, number: int, interval: Mapping[str, Any]) -> None:
-        while len(self._rates) <= number:
-            self._rates.append(0.0)
+    def _note_rate(
+        self, who: tuple[int, int], left_out: range, interval: Mapping[str, Any]
+    ) -> None:
+        """``left_out``: intervals just before, in which the operations of the last one ended."""
+        number = left_out.stop
+        self._rates += [0.0] * (number + 1 - len(self._rates))
+        for earlier in left_out:
+            self._rates[earlier] += self._last.get(who, 0.0)
         begin_ns, end_ns = interval["t_ns"]
-        self._rates[number] += int(interval["operations"]) * 1e9 / max(1, end_ns - begin_ns)
+        rate = int(interval["operations"]) * 1e9 / max(1, end_ns - begin_ns)
+        self._last[who] = rate
+        self._rates[number] += rate
         if self._steady_after is None and self._complete() > number and self.steadiness.reached:
             # What some have told of the intervals to come is counted as they tell the next one.
             self._steady_after = len(self._rates)

@@ -13,6 +13,7 @@ from pinstorm import oracle, prediction, verdict
 from pinstorm.bundle import Bundle
 from pinstorm.conformance import NOT_THE_CASE
 from pinstorm.lab.debian import release_order
+from pinstorm.load.judgement import is_load
 from pinstorm.prediction import Step
 from pinstorm.report import reason
 from pinstorm.report.reason import Record
@@ -41,7 +42,11 @@ Runs = Mapping[str, Sequence[Record]]
 
 def text(bundles: Sequence[Bundle]) -> str:
     """The document, in Markdown."""
-    runs = {reason.kernel_of(bundle): bundle.records for bundle in bundles}
+    # A load is several jobs at once: there is no cell for it.
+    runs = {
+        reason.kernel_of(bundle): [r for r in bundle.records if not is_load(r)]
+        for bundle in bundles
+    }
     runs = {kernel: runs[kernel] for kernel in sorted(runs, key=release_order)}
     suites = sorted({str((b.manifest.get("suite") or {}).get("name")) for b in bundles})
     lines = [

@@ -4,6 +4,7 @@ One line a job and kind of latency. Rates are a second, of the load's steady par
 else of the whole hold; ``-`` is a figure that was not there.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pinstorm.report.paragraph import Hanging
-from pinstorm.report.sheet import sheet
+from pinstorm.report.sheet import PLAIN_WIDTH, sheet
 from pinstorm.units import format_bytes, format_seconds
 
 Record = Mapping[str, Any]
@@ -27,6 +28,9 @@ _FIGURES = (
     "p99.9\nus",
     "max\nus",
 )
+# Between two columns; and what a job's name has at least.
+_GAP = 2
+_LEAST_NAME = 9
 _COUNT_FOR_P99_9 = 1000
 _COUNT_FOR_P99 = 100
 
@@ -41,13 +45,13 @@ def parts(records: Sequence[Record], *, emulated: bool) -> list[RenderableType]:
 
 
 def _load(record: Record, emulated: bool) -> list[RenderableType]:
-    figures = tuple(f"{name}\nemulated" if emulated else name for name in _FIGURES)
-    rows: list[tuple[str | Text, ...]] = []
-    for job in record["jobs"]:
-        rows += _job_rows(job)
+    figures = tuple(f"{name}\nemu-\nlated" if emulated else name for name in _FIGURES)
+    header = ("job", "call", *figures)
+    rows = [row for job in record["jobs"] for row in _job_rows(job)]
+    title = f"{record['case']}: {_steady_words(record)}{' (emulated)' if emulated else ''}"
     told: list[RenderableType] = [
-        Text(f"{record['case']}: {_steady_words(record)}", style="bold"),
-        sheet(("job", "call", *figures), rows, right=figures),
+        Text(title, style="bold"),
+        sheet(header, _with_room(header, rows), right=figures),
     ]
     told += [Hanging("  ", words) for words in _soak_words(record["load"])]
     if (sampler := _sampler_words(record["load"])) is not None:
@@ -55,10 +59,20 @@ def _load(record: Record, emulated: bool) -> list[RenderableType]:
     return told
 
 
-def _job_rows(job: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
+def _with_room(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Names go on in the next line where the figures need the room: those must never be cut."""
+    others = [
+        max(len(line) for cell in column for line in cell.splitlines() or [""]) + _GAP
+        for column in list(zip(header, *rows, strict=True))[1:]
+    ]
+    width = max(_LEAST_NAME, PLAIN_WIDTH - sum(others))
+    return [("\n".join(textwrap.wrap(name, width)), *rest) for name, *rest in rows]
+
+
+def _job_rows(job: Mapping[str, Any]) -> list[tuple[str, ...]]:
     name = job["name"] if job["processes"] == 1 else f"{job['name']} x {job['processes']}"
     kinds = job["latency_ns"] or {_MISSING: {}}
-    rows: list[tuple[str | Text, ...]] = []
+    rows: list[tuple[str, ...]] = []
     for number, (kind, latency) in enumerate(kinds.items()):
         first = number == 0
         rows.append(

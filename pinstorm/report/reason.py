@@ -33,7 +33,8 @@ def records(bundle: Bundle) -> list[dict[str, Any]]:
             "workload": str(start.get("start")).partition("/")[0],
             "verdict": "lost",
             "reason": "unfinished",
-            "detail": "the run ended while the case was running: --resume goes on with it",
+            "detail": "the case has not ended: it runs still, or its run was ended and --resume "
+            "goes on with it",
         }
         for start in bundle.contents.started.values()
     ]

@@ -14,18 +14,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 import run_cases
 
 import workloads
-from pinstorm import session, suite
+from pinstorm import bundle, session, suite
 from pinstorm.errors import UsageError
 from workloads.channel import Channel
 from workloads.load.leader import Leader, _Member
 from workloads.load.spec import Job, Load
+from workloads.load.worker import Span, Worker
 from workloads.spec import Case, Planned, PrepareFailed, Surroundings
 
 HERE = Path(__file__).parent
@@ -122,6 +124,27 @@ def test_a_job_that_waits_for_its_pace_hears_that_another_failed(run: Run) -> No
     began_ns, ended_ns = record["phases"]["load"]
     assert (record["outcome"], record["load"]["failure"]["job"]) == ("ENOMEM", "refuse")
     assert ended_ns - began_ns < 30e9
+
+
+def test_an_interval_that_has_passed_is_not_told() -> None:
+    """Of an engine whose every operation takes longer than two intervals."""
+
+    class Slow:
+        def run(self, until_ns: int) -> bool:
+            while time.monotonic_ns() < began_ns + 25_000_000 * (len(told) + 1):
+                time.sleep(0.001)
+            return True
+
+    told: list[int] = []
+    work = SimpleNamespace(stopped=False, recorder=SimpleNamespace(take=dict))
+    channel = SimpleNamespace(send=lambda interval: told.append(interval["number"]))
+    worker: Any = Worker(cast(Any, channel), cast(Any, work))
+    worker._engine = Slow()
+    began_ns = time.monotonic_ns()
+    assert worker._span(Span("hold", began_ns, began_ns + 100_000_000), 10_000_000)
+    assert (told[0], told[1] >= 2) == (0, True)
+    assert sorted(set(told)) == told
+    assert len(told) <= 5
 
 
 def test_a_process_too_many_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +247,19 @@ def children_of(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def wait_for_figures(out: Path) -> None:
+    """Until the load has told some intervals."""
+    deadline, intervals = time.monotonic() + 30, out / "intervals.jsonl"
+    while not (intervals.exists() and intervals.read_text().count('"hold"') >= 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def reported(out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pinstorm", "report", str(out)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def begun(command: list[str], out: Path) -> subprocess.Popen[str]:
     """The run, once its case has started; another run may have to end first."""
     deadline, journal = time.monotonic() + LOCK_DEADLINE_S, out / "journal.jsonl"
@@ -248,6 +284,10 @@ def test_ctrl_c_leaves_a_bundle_and_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pinstorm", "run", str(path), "--out", str(out)]
     process = begun(command, out)
     try:
+        wait_for_figures(out)
+        shown = reported(out)
+        assert "io-uring-register" in shown.stdout, shown.stderr
+        assert shown.returncode == 3
         loaded = children_of(process.pid)
         assert loaded
         os.kill(process.pid, signal.SIGINT)
@@ -255,6 +295,11 @@ def test_ctrl_c_leaves_a_bundle_and_no_process(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130, errors
+    # It ended in good order: what it had done by then is in its record.
+    (record,) = bundle.open_bundle(out).records
+    assert (record["load"]["stopped"], record["outcome"]) == ("interrupted", "ok")
+    assert record["jobs"][0]["operations"] > 0
+    assert record["pins"]["release"] is not None
     assert "Traceback" not in errors
     assert (out / "cases.parquet").exists()
     assert json.loads((out / "manifest.json").read_text())["schema"] >= 1
@@ -272,9 +317,27 @@ def test_a_refused_job_has_its_own_cause(run: Run) -> None:
     assert record["cause"] == "memlock-limit", record["explanation"]
 
 
+def test_what_was_open_before_a_refusal_is_no_leak(run: Run) -> None:
+    full = Job(
+        "full", "io-uring-register", sizes=((64 * KIB, 1.0),), depth=64, uid=65533,
+        memlock_bytes=2048 * KIB,
+    )  # fmt: skip
+    record = run(planted("count", full))
+    assert (record["outcome"], record["failed_phase"]) == ("ENOMEM", "acquire")
+    assert record["cause"] == "memlock-limit", record["explanation"]
+    assert "still held" not in " ".join(record["expected"]["broken"])
+
+
 def test_a_file_that_does_not_fit_is_told_before_it_is_written(run: Run, tmp_path: Path) -> None:
     huge = Job("huge", "dio-read", file_bytes=1 << 50)
     record = run(planted("count", huge), scratch=(ROOT,))
     assert (record["verdict"], record["reason"]) == ("fail", "prepare")
     assert "file_size" in record["detail"]
     assert record["phases"]["prepare"][1] - record["phases"]["prepare"][0] < 60e9
+
+
+def test_memory_of_a_node(run: Run) -> None:
+    job = Job("here", "io-uring-register", sizes=((64 * KIB, 1.0),), node=0)
+    assert run(planted("count", job))["verdict"] == "pass"
+    record = run(planted("count", Job("nowhere", "io-uring-register", node=1000)))
+    assert (record["verdict"], record["failed_call"]) == ("fail", "set_mempolicy")

@@ -1,7 +1,7 @@
 """Runs in a guest: the RDMA registration engines on Soft-RoCE, and the C program beside them.
 
-Started by test_load_registration.py with the names of a result file and of the peer's program; the
-host judges.
+Started by test_load_registration_run.py with the names of a result file and of the peer's program;
+the host judges.
 """
 
 import json

@@ -94,6 +94,15 @@ def test_a_job_that_has_done_its_count_is_not_waited_for() -> None:
     assert [job["part"] for job in tally.jobs_json()] == ["hold", "steady"]
 
 
+def test_operations_longer_than_an_interval_are_no_bursts() -> None:
+    tally = LoadTally(load())
+    for number in range(0, 12, 3):
+        long = interval(number, 6) | {"number": number, "t_ns": [number * S, (number + 3) * S]}
+        tally.add(long)
+    assert tally.rates() == [2] * 10
+    assert tally.steadiness.reached
+
+
 def test_no_window_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = 0
     figures = steady._figures
@@ -181,6 +190,15 @@ def test_a_pass_says_what_is_missing(load_keys: dict[str, Any], reason: str | No
     assert judged(**load_keys) == ("pass", reason)
 
 
+def test_a_long_name_leaves_room_for_the_figures() -> None:
+    made = record()
+    made["jobs"][0] |= {"name": "reads-of-what-" + "nobody" * 12, "processes": 3}
+    lines = told(made).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert next(line for line in lines if line.startswith("reads-of-what-")).split()[-1] == "1"
+    assert " x 3" in "".join(lines)
+
+
 def test_a_load_that_did_nothing_says_so() -> None:
     made = record()
     made["jobs"] = LoadTally(load()).jobs_json()
@@ -193,10 +211,22 @@ def test_a_load_that_was_cut_short_is_not_called_too_short() -> None:
     assert "ended early (job reads)" in told(record(failure=failure))
 
 
-def told(made: dict[str, Any]) -> str:
+@pytest.mark.parametrize("emulated", [False, True])
+def test_no_figure_is_cut_off(emulated: bool) -> None:
+    made = record()
+    job = made["jobs"][0]
+    latency = job["latency_ns"]["read"] | {"max": 12_345_678_000, "p99_9": 12_345_677_000}
+    job |= {"name": "io-uring-register", "processes": 16, "bytes_s": 1023.0 * (1 << 20)}
+    job |= {"latency_ns": {"dontneed-churn": latency}, "cpu_ns_per_op": 2_289_997_000.0}
+    cells = told(made, emulated=emulated).split()
+    assert {"dontneed-churn", "1023", "MiB", "2289997", "12345678", "12345677"} <= set(cells)
+    assert max(map(len, told(made, emulated=emulated).splitlines())) <= 100
+
+
+def told(made: dict[str, Any], *, emulated: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=100)
-    for part in load_table.parts([made], emulated=False):
+    for part in load_table.parts([made], emulated=emulated):
         console.print(part)
     return stream.getvalue()
 

@@ -158,3 +158,12 @@ def test_a_lab_runs_parent_gives_all_its_bundles(tmp_path: Path) -> None:
 def test_cells_do_not_break_the_table(words: str) -> None:
     bundle = made_of(ran(NEW, "vmsplice/anon/64KiB", [seen(words)]), kernel=NEW)
     assert "`a\\|b`" in cases.text([bundle])
+
+
+def test_a_load_has_no_cell() -> None:
+    old, new = two_kernels()
+    load = {**new.records[0], "case": "load/x", "workload": "load", "memory": "jobs"}
+    new.contents.records.append(load)
+    text = cases.text([old, new])
+    assert "load/x" not in text
+    assert text == cases.text(two_kernels())

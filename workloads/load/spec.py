@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+# workloads.spec.PAGE_BYTES, which this module cannot import: a case has a load.
+_PAGE_BYTES = 4096
+
 Pattern = Literal["sequential", "random", "zipf"]
 # What IBV_ADVISE_MR_ADVICE_PREFETCH_* asks for ahead of the device's own faults; none: it faults.
 Prefetch = Literal["none", "read", "write", "no-fault"]
@@ -55,8 +58,8 @@ class Job:
 
     @property
     def buffer_bytes(self) -> int:
-        """What one process maps to be pinned: as much as it can have pinned at a time."""
-        return self.largest_bytes * self.depth
+        """What one process maps to be pinned, whole pages each: as much as it has at a time."""
+        return -(-self.largest_bytes // _PAGE_BYTES) * _PAGE_BYTES * self.depth
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

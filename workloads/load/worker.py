@@ -123,8 +123,10 @@ class Worker:
         """False once there is nothing left to do, or it is to stop."""
         assert self._engine is not None
         run, work = self._engine.run, self._work
-        for end_ns in span.ends(interval_ns):
-            with self._told(span.phase):
+        for number, end_ns in enumerate(span.ends(interval_ns)):
+            if number and time.monotonic_ns() >= end_ns:
+                continue  # one operation took longer than an interval, and this one too
+            with self._told(span.phase, number):
                 busy = run(min(end_ns, time.monotonic_ns() + _PATIENCE_NS))
                 while busy and not work.stopped and time.monotonic_ns() < end_ns:
                     busy = run(min(end_ns, time.monotonic_ns() + _PATIENCE_NS))
@@ -133,8 +135,8 @@ class Worker:
         return True
 
     @contextmanager
-    def _told(self, phase: str) -> Iterator[None]:
-        """Tell what was done meanwhile, before a refusal too."""
+    def _told(self, phase: str, number: int = 0) -> Iterator[None]:
+        """Tell what was done meanwhile, before a refusal too. ``number``: the interval's."""
         began_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
         try:
             yield
@@ -142,6 +144,7 @@ class Worker:
             self._channel.send(
                 interval={
                     "phase": phase,
+                    "number": number,
                     "t_ns": [began_ns, time.monotonic_ns()],
                     "cpu_ns": time.process_time_ns() - cpu_ns,
                     **self._work.recorder.take(),
