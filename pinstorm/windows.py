@@ -38,6 +38,9 @@ _SETTLE_S_PER_PAGE = 5e-6
 # waited for, because it may be others who hold them.
 _REST_S = 0.25
 _REST_TRIES = 25
+# A load lasts for minutes to days, and no figure of its window is judged but what it left: others
+# who pin all the time show in so long, and nobody waits for a second load.
+_LOAD_NOISE_NS = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -275,6 +278,8 @@ class Windows:
         self.spans[phase] = before, after
         self._last = after
         elapsed_ns = self.lasted_ns[phase] = ended_ns - before.t_ns
+        if phase == "load":
+            elapsed_ns = min(elapsed_ns, _LOAD_NOISE_NS)
         self._noise.owed_ns = elapsed_ns + max(0, elapsed_ns - self._noise.last_ns)
 
     def _wait_for_fold(self) -> None:
@@ -391,6 +396,8 @@ class Windows:
 
     def _expected_ns(self, phase: str) -> int:
         """How long the window will be: the cycles' from the observed cycle, else as before."""
+        if phase == "load":
+            return _LOAD_NOISE_NS
         if phase != "cycles":
             return self._expectancy.expected_ns(self._case, phase)
         cycle_ns = self.cycle_ns
