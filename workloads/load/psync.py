@@ -18,8 +18,8 @@ from workloads.owner import Owner
 from workloads.spec import MIB
 
 # Operations between two looks at what is left to do, and the time after which it looks anyway.
-_BURST = 256
-_BURST_NS = 10_000_000
+_BURST = 2048
+_BURST_NS = 100_000_000
 # By whether it writes.
 _MOVES: tuple[Callable[..., int], Callable[..., int]] = (os.preadv, os.pwritev)
 
