@@ -49,6 +49,9 @@ def run(channel: Channel, case: Case, around: Surroundings) -> None:
             _await(channel, "close")
     except (RunnerGone, ConnectionError):
         pass
+    except PrepareFailed as error:  # a process of the case has ended: it is told, and no defect
+        with suppress(ConnectionError):
+            channel.send(step="broken", detail=str(error))
     except Exception as error:
         with suppress(ConnectionError):
             channel.send(step="broken", detail=_named(error))
