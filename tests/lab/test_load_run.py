@@ -89,7 +89,9 @@ def test_all_at_once_and_nothing_is_left(backports: Kernel, lab_tmp: Path) -> No
     assert record["load"]["sampler"]["died"] is False
     # what was spooled in the guest is a table on the host
     series = polars.read_parquet(path / samples.SAMPLES)
-    pins = series.filter(source="vmstat", key="acquired", phase="hold").sort("t_ns")["value"]
+    pins = series.filter(source="vmstat", key="nr_foll_pin_acquired", phase="hold").sort("t_ns")[
+        "value"
+    ]
     assert pins[-1] - pins[0] > 0
     assert not samples.spool_of(path).exists()
     histograms = polars.read_parquet(path / "histograms.parquet")
