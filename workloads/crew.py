@@ -6,13 +6,13 @@ told.
 """
 
 import os
-import socket
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
-from workloads import libc
 from workloads.channel import Channel
+from workloads.member import Member, fork
 from workloads.prepared import Prepared
 from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
 
@@ -54,54 +54,23 @@ def of(case: Case, around: Surroundings) -> Child:
     return Crew(case, around) if case.processes > 1 else Prepared(case, around)
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    pid: int
-    channel: Channel
-
-    def last_words(self) -> list[str]:
-        """What it could not give back; earlier answers that nobody read are passed over."""
-        while True:
-            try:
-                message = self.channel.receive()
-            except ConnectionError:
-                message = None
-            if message is None:
-                return [f"process {self.pid} of the case ended early"]
-            if "errors" in message:
-                errors: list[str] = message["errors"]
-                return errors
-
-    def answer(self) -> dict[str, Any]:
-        """What it says of the last step; a refusal of the kernel is raised here as there."""
-        message = self.channel.receive()
-        if message is None:
-            raise PrepareFailed(f"process {self.pid} of the case ended early")
-        if "errno" in message:
-            raise CallFailed(
-                message["call"], message["errno"], message["detail"], message["elapsed_ns"]
-            )
-        if "error" in message:
-            raise PrepareFailed(message["error"])
-        return message
-
-
 class Crew:
     """The same interface as Prepared; every step is taken by all processes."""
 
     def __init__(self, case: Case, around: Surroundings):
         self._first = Prepared(case, around)
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         self.errors = self._first.errors
         self.memory_ns = 0
 
     def prepare(self) -> None:
         case = self._first.case
         for _ in range(case.processes - 1):
-            self._members.append(_fork(case, self._first))
+            serve = partial(_serve, prepared=self._first)
+            self._members.append(fork(serve, "case", self._members))
         self._first.prepare()
         for member in self._members:
-            member.answer()
+            _said(member)
         self.memory_ns = self._first.memory_ns
         self.operation: Operation = _Together(self._first.operation, self._members)
 
@@ -109,14 +78,14 @@ class Crew:
         _tell(self._members, "renew")
         self._first.renew_memory()
         for member in self._members:
-            member.answer()
+            _said(member)
 
     def disturb(self) -> int:
         """In all of them; the slowest one's time."""
         _tell(self._members, "disturb")
         elapsed_ns = self._first.disturb()
         for member in self._members:
-            elapsed_ns = max(elapsed_ns, member.answer()["ns"])
+            elapsed_ns = max(elapsed_ns, _said(member)["ns"])
         return elapsed_ns
 
     def region_bytes(self) -> tuple[int, int]:
@@ -155,7 +124,7 @@ class Crew:
 class _Together:
     """One operation of all processes. Its time is the slowest one's."""
 
-    def __init__(self, own: Operation, members: list[_Member]):
+    def __init__(self, own: Operation, members: list[Member]):
         self.done_bytes: int | None = None
         self._own = own
         self._members = members
@@ -171,7 +140,7 @@ class _Together:
         if refusals:
             _tell(done, "release")
             for member in done:
-                member.answer()
+                _said(member)
             raise _one_of(refusals, self._size)
         return elapsed_ns
 
@@ -181,7 +150,7 @@ class _Together:
             raise _one_of(refusals, self._size)
         return elapsed_ns
 
-    def _step(self, step: str) -> tuple[int, list[CallFailed], list[_Member]]:
+    def _step(self, step: str) -> tuple[int, list[CallFailed], list[Member]]:
         """The slowest time, who was refused, and the other processes that were not."""
         _tell(self._members, step)
         elapsed_ns, refusals, done = 0, [], []
@@ -194,7 +163,7 @@ class _Together:
             refusals.append(error)
         for member in self._members:
             try:
-                answer = member.answer()
+                answer = _said(member)
                 elapsed_ns = max(elapsed_ns, answer["ns"])
                 done.append(member)
                 self._note_short(answer.get("done_bytes"))
@@ -221,28 +190,23 @@ def _one_of(refusals: list[CallFailed], processes: int) -> CallFailed:
     return CallFailed(first.call, first.errno, words, first.elapsed_ns)
 
 
-def _tell(members: list[_Member], step: str) -> None:
+def _tell(members: list[Member], step: str) -> None:
     for member in members:
-        try:
-            member.channel.send(go=step)
-        except ConnectionError as error:  # which the child itself would take for the runner's end
-            raise PrepareFailed(f"process {member.pid} of the case ended early") from error
+        member.tell(go=step)
 
 
-def _fork(case: Case, first: Prepared) -> _Member:
-    ours, theirs = Channel.pair()
-    pid = os.fork()
-    if pid:
-        theirs.close()
-        return _Member(pid, ours)
-    code = 70
-    try:
-        ours.close()
-        libc.die_with_parent()
-        _serve(Channel(socket.socket(fileno=theirs.detach())), first)
-        code = 0
-    finally:
-        os._exit(code)
+def _said(member: Member) -> dict[str, Any]:
+    """What it says of the last step; a refusal of the kernel is raised here as there."""
+    message = member.answer()
+    if message is None:
+        raise PrepareFailed(member.ended_early)
+    if "errno" in message:
+        raise CallFailed(
+            message["call"], message["errno"], message["detail"], message["elapsed_ns"]
+        )
+    if "error" in message:
+        raise PrepareFailed(message["error"])
+    return message
 
 
 def _serve(channel: Channel, prepared: Prepared) -> None:

@@ -25,9 +25,10 @@ import workloads
 from pinstorm import bundle, session, suite
 from pinstorm.errors import UsageError
 from workloads.channel import Channel
-from workloads.load.leader import Leader, _Member
+from workloads.load.leader import Leader, _Process
 from workloads.load.spec import Job, Load
 from workloads.load.worker import Span, Worker
+from workloads.member import Member
 from workloads.spec import Case, Planned, PrepareFailed, Surroundings
 
 HERE = Path(__file__).parent
@@ -177,7 +178,7 @@ def test_a_worker_whose_descriptor_is_beyond_selects_is_heard() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with ours, worker, others_end, high:
-        leader._members = [_Member(0, 0, 1, Channel(high))]
+        leader._workers = [_Process(0, 0, Member(1, Channel(high), "load"))]
         Channel(worker).send(done="load", ns=1)
         assert leader._relay(runner) == (None, None)
     runner.close()

@@ -14,6 +14,7 @@ from pinstorm import session, suite
 from pinstorm.errors import UsageError
 from workloads import crew, libc
 from workloads.channel import Channel
+from workloads.member import Member
 from workloads.spec import CallFailed, Case, Planned, PrepareFailed, Surroundings
 
 NOBODY = 65534
@@ -122,7 +123,7 @@ def test_one_refusal_gives_all_back() -> None:
     """A case of several processes acquires as a whole: nobody keeps what another was refused."""
     ours, theirs = Channel.pair()
     with theirs:
-        member = crew._Member(0, ours)
+        member = Member(0, ours, "case")
         other = Channel(theirs)
 
         class Refused:
@@ -169,7 +170,7 @@ def test_the_shortest_transfer_is_the_cases() -> None:
                 return 1
 
         other.send(ns=5, done_bytes=4096)
-        together = crew._Together(Whole(), [crew._Member(0, ours)])
+        together = crew._Together(Whole(), [Member(0, ours, "case")])
         assert together.acquire() == 5
         assert together.done_bytes == 4096
 

@@ -59,6 +59,7 @@ MACHINERY = {
     "crew",
     "disturbance",
     "libc",
+    "member",
     "node",
     "owner",
     "prepared",

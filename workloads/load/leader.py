@@ -7,7 +7,6 @@ their figures on to the runner. The same interface as workloads.prepared, and ``
 import mmap
 import os
 import select
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import workloads
-from workloads import libc
 from workloads.channel import Channel
 from workloads.load.engine import Pace, Recorder, Work, pages_of
 from workloads.load.spec import Job, Load
 from workloads.load.target import require_room
 from workloads.load.worker import Worker
-from workloads.owner import Owner
+from workloads.member import Member, fork
 from workloads.spec import CallFailed, Case, Operation, PrepareFailed, Surroundings
 
 # Between the order to begin and the beginning: more than a message takes, emulated too.
@@ -29,16 +27,15 @@ _ENTER_NS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
-    """A worker as the leader sees it."""
+class _Process:
+    """A worker as the leader sees it; jobs, and the processes of each, count from 0."""
 
     job: int
     process: int
-    pid: int
-    channel: Channel
+    member: Member
 
     def to_json(self) -> dict[str, int]:
-        return {"job": self.job, "process": self.process, "pid": self.pid}
+        return {"job": self.job, "process": self.process, "pid": self.member.pid}
 
 
 class Leader:
@@ -52,9 +49,8 @@ class Leader:
         self.errors: list[str] = []
         self._load: Load = case.load
         self._around = around
-        self._owner = Owner()
         self._stop: mmap.mmap | None = None
-        self._members: list[_Member] = []
+        self._workers: list[_Process] = []
         # Those that ended before they were told to; what they held went with them.
         self._gone: set[int] = set()
         self.operation: Operation = _Standing(self)
@@ -68,22 +64,22 @@ class Leader:
         self._stop = mmap.mmap(-1, mmap.PAGESIZE)
         for number, job in enumerate(self._load.jobs):
             for process in range(job.processes):
-                self._members.append(self._fork(number, job, process))
+                self._workers.append(self._fork(number, job, process))
         self.together("prepare")
 
     def members(self) -> list[dict[str, int]]:
-        """``{"job", "process", "pid"}`` of each worker; jobs and processes count from 0."""
-        return [member.to_json() for member in self._members]
+        """``{"job", "process", "pid"}`` of each worker."""
+        return [worker.to_json() for worker in self._workers]
 
     def together(self, step: str) -> int:
         """Have all take a step; the slowest one's ns. CallFailed, PrepareFailed of the first."""
-        members = [member for member in self._members if member.pid not in self._gone]
-        for member in members:
-            _tell(member, go=step)
-        answers = [_answer(member) for member in members]
+        workers = [worker for worker in self._workers if worker.member.pid not in self._gone]
+        for worker in workers:
+            worker.member.tell(go=step)
+        answers = [worker.member.answer() for worker in workers]
         slowest_ns = 0
-        for member, answer in zip(members, answers, strict=True):
-            self._raise_failure(member, answer)
+        for worker, answer in zip(workers, answers, strict=True):
+            self._raise_failure(worker, answer)
             slowest_ns = max(slowest_ns, int((answer or {}).get("ns", 0)))
         return slowest_ns
 
@@ -96,9 +92,10 @@ class Leader:
         hold_ns = begin_ns + round(load.ramp_s * 1e9)
         end_ns = hold_ns + round(load.duration_s * 1e9)
         spans = [("ramp", begin_ns, hold_ns), ("hold", hold_ns, end_ns)]
-        for member in self._members:
+        interval_ns = round(load.interval_s * 1e9)
+        for worker in self._workers:
             with suppress(PrepareFailed):  # one that has ended is noticed as it is listened to
-                _tell(member, go="load", spans=spans, interval_ns=round(load.interval_s * 1e9))
+                worker.member.tell(go="load", spans=spans, interval_ns=interval_ns)
         failure, stopped = self._relay(runner)
         # All jobs may have had a count, or one of them a failure.
         ended_ns = time.monotonic_ns()
@@ -125,44 +122,32 @@ class Leader:
 
     def close(self) -> None:
         """All workers end, and are waited for; what they could not give back is told."""
-        for member in self._members:
+        members = [worker.member for worker in self._workers]
+        for member in members:
             with suppress(PrepareFailed):
-                _tell(member, go="end")
-        for member in self._members:
+                member.tell(go="end")
+        for member in members:
             if member.pid not in self._gone:
-                self.errors += _last_words(member)
+                self.errors += member.last_words()
             member.channel.close()
             os.waitpid(member.pid, 0)
-        self._members = []
-        self._owner.close()
-        self.errors += self._owner.errors
+        self._workers = []
 
     # ------------------------------------------------------------------------------------------
 
-    def _fork(self, number: int, job: Job, process: int) -> _Member:
+    def _fork(self, number: int, job: Job, process: int) -> _Process:
+        def serve(channel: Channel) -> None:
+            Worker(channel, self._work(number, job, process)).serve()
+
         try:
-            ours, theirs = Channel.pair()
-            pid = os.fork()
+            member = fork(serve, "load", [worker.member for worker in self._workers])
         except OSError as error:
             raise PrepareFailed(
                 f"process {process + 1} of {job.processes} of job {job.name} could not be started "
                 f"({os.strerror(error.errno or 0).lower()}): give fewer processes, or raise the "
                 "limits of open files and processes (ulimit -n, ulimit -u)"
             ) from error
-        if pid:
-            theirs.close()
-            return _Member(number, process, pid, ours)
-        code = 70
-        try:
-            ours.close()
-            for member in self._members:
-                member.channel.close()
-            libc.die_with_parent()
-            channel = Channel(socket.socket(fileno=theirs.detach()))
-            Worker(channel, self._work(number, job, process)).serve()
-            code = 0
-        finally:
-            os._exit(code)
+        return _Process(number, process, member)
 
     def _work(self, number: int, job: Job, process: int) -> Work:
         assert self._stop is not None
@@ -184,7 +169,7 @@ class Leader:
     def _relay(self, runner: Channel) -> tuple[dict[str, Any] | None, str | None]:
         """Until every worker is done: the first failure, and who said stop if somebody did."""
         assert self._stop is not None
-        working = {member.channel.fileno(): member for member in self._members}
+        working = {worker.member.channel.fileno(): worker for worker in self._workers}
         failure, stopped = None, None
         watched = select.poll()  # select() takes no descriptor beyond 1023
         for fileno in (runner.fileno(), *working):
@@ -198,15 +183,15 @@ class Leader:
                     stopped = str(message.get("why", "stopped"))
                     self._stop[0] = 1
                     continue
-                member = working[fileno]
-                for answer in member.channel.waiting():
+                worker = working[fileno]
+                for answer in worker.member.channel.waiting():
                     if answer is not None and "interval" in answer:
-                        numbers = {"job": member.job, "process": member.process}
+                        numbers = {"job": worker.job, "process": worker.process}
                         runner.send(step="interval", **numbers, **answer["interval"])
                         continue
                     if answer is None:
-                        self._gone.add(member.pid)
-                    failed = self._failure_of(member, answer)
+                        self._gone.add(worker.member.pid)
+                    failed = self._failure_of(worker, answer)
                     if failed is not None:
                         failure = failure or failed
                         self._stop[0] = 1
@@ -216,18 +201,18 @@ class Leader:
         return failure, stopped
 
     def _failure_of(
-        self, member: _Member, answer: Mapping[str, Any] | None
+        self, worker: _Process, answer: Mapping[str, Any] | None
     ) -> dict[str, Any] | None:
         """What went wrong in a worker, with its job's name; None when nothing did."""
-        who = {"job": self._load.jobs[member.job].name, "process": member.process}
+        who = {"job": self._load.jobs[worker.job].name, "process": worker.process}
         if answer is None:
-            return {**who, "error": f"process {member.pid} of the load ended early"}
+            return {**who, "error": worker.member.ended_early}
         if "failed" not in answer:
             return None
         return {**who, **{name: value for name, value in answer.items() if name != "failed"}}
 
-    def _raise_failure(self, member: _Member, answer: Mapping[str, Any] | None) -> None:
-        failed = self._failure_of(member, answer)
+    def _raise_failure(self, worker: _Process, answer: Mapping[str, Any] | None) -> None:
+        failed = self._failure_of(worker, answer)
         if failed is None:
             return
         where = f"job {failed['job']}"
@@ -259,28 +244,3 @@ class _Standing:
 def _mean_pages(job: Job) -> float:
     weights = sum(weight for _, weight in job.sizes)
     return sum(pages_of(size) * weight for size, weight in job.sizes) / weights
-
-
-def _tell(member: _Member, **message: Any) -> None:
-    try:
-        member.channel.send(**message)
-    except ConnectionError as error:
-        raise PrepareFailed(f"process {member.pid} of the load ended early") from error
-
-
-def _answer(member: _Member) -> dict[str, Any] | None:
-    try:
-        return member.channel.receive()
-    except ConnectionError:
-        return None
-
-
-def _last_words(member: _Member) -> list[str]:
-    """What it could not give back; earlier answers that nobody read are passed over."""
-    while True:
-        message = _answer(member)
-        if message is None:
-            return [f"process {member.pid} of the load ended early"]
-        if "ended" in message:
-            errors: list[str] = message["errors"]
-            return errors
