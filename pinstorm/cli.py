@@ -198,7 +198,7 @@ def report(
 
 def _unfinished(opened: Any) -> list[dict[str, Any]]:
     """The cases that were begun and have no record yet; of a load its figures up to now."""
-    from pinstorm.load import live
+    from pinstorm.load_case import live
     from pinstorm.report import reason
 
     begun = [record for record in reason.records(opened) if record.get("reason") == "unfinished"]

@@ -197,7 +197,7 @@ class Runner:
             observation = Observation(case, *common, lab=lab)
         else:
             # Only now: a guest without a load has no time for what one needs.
-            from pinstorm.load.observation import LoadObservation
+            from pinstorm.load_case.observation import LoadObservation
 
             observation = LoadObservation(
                 planned,

@@ -13,7 +13,7 @@ from pinstorm import __version__, budget, bundle, containment, host, journal, ne
 from pinstorm.errors import Interrupted
 from pinstorm.interrupts import Interrupt
 from pinstorm.journal import Journal
-from pinstorm.load import series
+from pinstorm.load_case import series
 from pinstorm.lock import only_run
 from pinstorm.runner import Identity, Runner
 from pinstorm.spawn import Zygote

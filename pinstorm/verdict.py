@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pinstorm import conformance, explain, oracle, pin_judgement, survival
 from pinstorm.findings import Findings
-from pinstorm.load import judgement as load_judgement
+from pinstorm.load_case import judgement as load_judgement
 from pinstorm.oracle import Expectation, Figure, Machine, NoRule, Range
 from pinstorm.witness import NOT_ASKED
 from telemetry import kmsg, taint

@@ -12,7 +12,7 @@ from pinstorm.explain.check import Hit
 from pinstorm.explain.finding import CONFIDENCES, Explanation, Failure, Finding
 from pinstorm.explain.instead import case_instead
 from pinstorm.explain.view import View
-from pinstorm.load.judgement import of_job
+from pinstorm.load_case.judgement import of_job
 
 _CHECKS: Final[tuple[Callable[[View], list[Hit]], ...]] = (
     resources.cgroup_rdma,

@@ -25,7 +25,7 @@ from pinstorm.lab.gup_test_module import module_for
 from pinstorm.lab.kernels import Kernel
 from pinstorm.lab.setup import GUP_TEST_MODULE
 from pinstorm.lab.shape import MEMORY_MIB, SHAPES, Shape, shapes_for
-from pinstorm.load import series
+from pinstorm.load_case import series
 from pinstorm.needs import needs_of
 from pinstorm.outcome import exit_code
 from pinstorm.runner import Identity

@@ -13,7 +13,7 @@ from pinstorm import oracle, prediction, verdict
 from pinstorm.bundle import Bundle
 from pinstorm.conformance import NOT_THE_CASE
 from pinstorm.lab.debian import release_order
-from pinstorm.load.judgement import is_load
+from pinstorm.load_case.judgement import is_load
 from pinstorm.prediction import Step
 from pinstorm.report import reason
 from pinstorm.report.reason import Record

@@ -225,7 +225,7 @@ def test_a_worker_that_dies_fails_the_load(run: Run) -> None:
 def test_a_worker_that_hangs_is_killed_at_the_deadline(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pinstorm.load.observation._GRACE_S", 1.0)
+    monkeypatch.setattr("pinstorm.load_case.observation._GRACE_S", 1.0)
     record = run(planted("hang", deadline_s=1.0))
     assert (record["verdict"], record["reason"]) == ("timeout", "deadline")
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pinstorm import steady, verdict
-from pinstorm.load.tally import LoadTally
+from pinstorm.load_case.tally import LoadTally
 from pinstorm.report import load_table
 from telemetry.histogram import Histogram
 from workloads.load.spec import Job, Load, Steady

@@ -4,7 +4,7 @@ from typing import Any
 
 from pinstorm import intervals, suite
 from pinstorm.bundle import Bundle
-from pinstorm.load.tally import LoadTally
+from pinstorm.load_case.tally import LoadTally
 from workloads.load.spec import Load
 
 

@@ -17,7 +17,7 @@ from pinstorm import evidence, samples, soak
 from pinstorm.containment import Containment
 from pinstorm.interrupts import Interrupt, Interrupts
 from pinstorm.intervals import Intervals
-from pinstorm.load.tally import LoadTally
+from pinstorm.load_case.tally import LoadTally
 from pinstorm.observe import Observation
 from pinstorm.sampling import Report, Sampling
 from pinstorm.spawn import Child, Zygote
