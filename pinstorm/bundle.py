@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pinstorm import journal
 from pinstorm.errors import UsageError
-from pinstorm.schema import COLUMNS, SCHEMA_VERSION, row
+from pinstorm.schema import SCHEMA_VERSION, polars_schema, row
 
 if TYPE_CHECKING:
     import polars
@@ -126,16 +126,7 @@ def frame(records: Iterable[Mapping[str, Any]]) -> "polars.DataFrame":
     """The records as the table of pinstorm.schema."""
     import polars
 
-    types: dict[str, Any] = {
-        "String": polars.String,
-        "Json": polars.String,
-        "Int64": polars.Int64,
-        "Float64": polars.Float64,
-        "Boolean": polars.Boolean,
-        "List(Int64)": polars.List(polars.Int64),
-        "List(String)": polars.List(polars.String),
-    }
-    schema = {column.name: types[column.type] for column in COLUMNS}
+    schema = polars_schema()
     # Not strict: a value of an unforeseen type becomes null here and stays in the journal.
     return polars.DataFrame([row(record) for record in records], schema=schema, strict=False)
 
@@ -151,16 +142,25 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     for file in (manifest_path, journal_path):
         if not os.path.exists(file):
             raise UsageError(f"bundle {path} is half a bundle, without {file.name}; run it again")
-    manifest = _read_manifest(manifest_path)
+    manifest = read_manifest(directory)
+    return Bundle(directory, manifest, journal.read(journal_path))
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """``manifest.json`` of a bundle. UsageError when there is none, or one of a newer schema."""
+    path = directory / MANIFEST
+    if not os.path.exists(path):
+        raise UsageError(f"bundle {directory} is half a bundle, without {MANIFEST}; run it again")
+    manifest = _read_manifest(path)
     version = manifest.get("schema")
     if not isinstance(version, int):
-        raise UsageError(f"{manifest_path} has no schema version; name a bundle that a run wrote")
+        raise UsageError(f"{path} has no schema version; name a bundle that a run wrote")
     if version > SCHEMA_VERSION:
         raise UsageError(
-            f"bundle {path} has schema {version} and this pinstorm reads up to "
+            f"bundle {directory} has schema {version} and this pinstorm reads up to "
             f"{SCHEMA_VERSION}; use the newer pinstorm that wrote it"
         )
-    return Bundle(directory, manifest, journal.read(journal_path))
+    return manifest
 
 
 def check_resume(

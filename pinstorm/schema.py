@@ -6,7 +6,7 @@ there. Values that are themselves tables are stored as JSON text.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Any, Literal
@@ -237,6 +237,22 @@ COLUMNS = (
     Column("taint", "Int64", "", "machine", "taint bits that were set during the case"),
     Column("containment", "String", "", "process", "cgroup or process-group"),
 )
+
+
+def polars_schema(columns: Iterable[Column] = COLUMNS) -> dict[Any, Any]:
+    """Column name to polars type; Json is text."""
+    import polars
+
+    types: dict[Type, Any] = {
+        "String": polars.String,
+        "Json": polars.String,
+        "Int64": polars.Int64,
+        "Float64": polars.Float64,
+        "Boolean": polars.Boolean,
+        "List(Int64)": polars.List(polars.Int64),
+        "List(String)": polars.List(polars.String),
+    }
+    return {column.name: types[column.type] for column in columns}
 
 
 def row(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pinstorm import bundle, intervals, journal, samples, spool
 from pinstorm.errors import UsageError, WriteError
 from pinstorm.intervals import Interval
-from pinstorm.schema import Column
+from pinstorm.schema import polars_schema
 from pinstorm.spool import INEXACT, NONE, Head
 from telemetry import histogram
 
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 _MERGED = "merged.json"
 # So many intervals of the table of histograms are in memory at a time.
 _PART = 256
-
-
-def polars_schema(columns: Iterable[Column]) -> dict[Any, Any]:
-    """Column name to polars type."""
-    import polars
-
-    types = {"String": polars.String, "Int64": polars.Int64, "Boolean": polars.Boolean}
-    return {column.name: types[column.type] for column in columns}
 
 
 class Parts:
