@@ -76,7 +76,6 @@ IORING_REGISTER_BUFFERS2 = 15  # since v5.13
 IORING_REGISTER_BUFFERS_UPDATE = 16  # since v5.13
 IORING_RSRC_REGISTER_SPARSE = 1 << 0  # since v5.19
 IORING_REGISTER_FILES = 2
-IORING_UNREGISTER_FILES = 3
 IO_URING_BUFFER_BYTES = 1 << 30  # 6.1 and 6.12 refuse a longer iovec with EFAULT
 IORING_OP_READ_FIXED = 4
 IORING_OP_WRITE_FIXED = 5
@@ -375,20 +374,25 @@ def memfd_secret() -> int:
     return check("memfd_secret", int(_syscall(NR_MEMFD_SECRET, close_on_exec, 0, None, 0)))
 
 
+def _node_mask(nodes: list[int], highest: int = 0) -> tuple[bytes, int]:
+    """The words with a bit for each node, and how many bits to tell the kernel of: it looks at one
+    less. ``highest``: the mask has room for that node, too."""
+    mask = sum(1 << node for node in nodes)
+    length = max([*nodes, highest]) // 64 * 8 + 8
+    return mask.to_bytes(length, "little"), length * 8 + 1
+
+
 def bind_to_node(address: int, size_bytes: int, node: int) -> None:
     """mbind: pages of the range that are not there yet come from this node only."""
-    mask = (1 << node).to_bytes(node // 64 * 8 + 8, "little")
-    # the kernel looks at one bit less than it is told
-    bits = len(mask) * 8 + 1
+    mask, bits = _node_mask([node])
     result = _syscall6(NR_MBIND, address, size_bytes, MPOL_BIND, mask, bits, 0)
     check("mbind", int(result), f"node {node}")
 
 
 def take_memory_from(node: int) -> None:
     """set_mempolicy: what this process touches first from now on comes from this node only."""
-    mask = (1 << node).to_bytes(node // 64 * 8 + 8, "little")
+    mask, bits = _node_mask([node])
     nodes = ctypes.create_string_buffer(mask, len(mask))
-    bits = len(mask) * 8 + 1
     result = _syscall6(NR_SET_MEMPOLICY, MPOL_BIND, ctypes.addressof(nodes), bits, None, None, 0)
     check("set_mempolicy", int(result), f"node {node}")
 
@@ -434,12 +438,10 @@ class Pages:
 def migrate_pages(pid: int, sources: Iterable[int], target: int) -> int:
     """How many pages of a process's memory on ``sources`` could not be moved to ``target``."""
     nodes = list(sources)
-    size = max([*nodes, target]) // 64 * 8 + 8
-    masks = [
-        sum(1 << node for node in group).to_bytes(size, "little") for group in (nodes, [target])
-    ]
-    # the kernel looks at one bit less than it is told
-    result = _syscall6(NR_MIGRATE_PAGES, pid, size * 8 + 1, masks[0], masks[1], None, 0)
+    highest = max([*nodes, target])
+    old, bits = _node_mask(nodes, highest)
+    new, _ = _node_mask([target], highest)
+    result = _syscall6(NR_MIGRATE_PAGES, pid, bits, old, new, None, 0)
     return check("migrate_pages", int(result), f"process {pid} to node {target}")
 
 

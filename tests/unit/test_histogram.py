@@ -39,7 +39,7 @@ def latencies(seed: int, count: int = 20_000) -> list[int]:
 
 
 def recorded(values: list[int]) -> Histogram:
-    recorder = Recorder(["read"])
+    recorder = Recorder()
     for start in range(0, len(values), 777):
         recorder.note("read", np.array(values[start : start + 777], np.int64))
     return Histogram.from_json(recorder.take()["latency"]["read"])
@@ -68,7 +68,7 @@ def test_merging_is_exact():
 
 
 def test_what_was_taken_is_not_counted_again():
-    recorder = Recorder(["read"])
+    recorder = Recorder()
     recorder.note("read", np.array([5, 7], np.int64))
     recorder.operations += 2
     assert recorder.take()["operations"] == 2

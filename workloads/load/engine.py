@@ -53,13 +53,11 @@ class Recorder:
     the antagonist's own name.
     """
 
-    def __init__(self, kinds: Sequence[str] = (), allowed: Sequence[str] = ()):
-        """``kinds``: those that are known beforehand; another is added at its first latency."""
+    def __init__(self, allowed: Sequence[str] = ()):
+        """``allowed``: names of errnos that are counted and end nothing."""
         self._counts: dict[str, NDArray[np.int64]] = {}
         self._sum_ns: dict[str, int] = {}
         self._max_ns: dict[str, int] = {}
-        for kind in kinds:
-            self._add(kind)
         self._allowed = frozenset(allowed)
         self.operations = 0
         self.bytes = 0
@@ -180,7 +178,7 @@ class Pace:
 class Work:
     """What an engine is given: its job, which of its processes this is, and where it runs.
 
-    ``stop``: a byte of shared memory that the leader sets; ``scratch``: the directory of targets.
+    ``stop``: a byte of shared memory that the leader sets.
     """
 
     job: Job

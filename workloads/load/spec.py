@@ -103,11 +103,6 @@ class Load:
     steady: Steady = Steady()
     seed: int = 1
 
-    @property
-    def pinned_bytes(self) -> int:
-        """The most that its processes can have pinned together."""
-        return sum(job.buffer_bytes * job.processes for job in self.jobs)
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
