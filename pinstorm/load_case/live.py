@@ -4,8 +4,9 @@ from typing import Any
 
 from pinstorm import intervals, suite
 from pinstorm.bundle import Bundle
-from pinstorm.load_case.tally import LoadTally
-from workloads.load.spec import Load
+from pinstorm.intervals import Interval
+from pinstorm.load_case.tally import Tally, said_of
+from workloads.load.spec import Job, Load
 
 
 def figures(bundle: Bundle, case_id: str) -> dict[str, Any]:
@@ -14,18 +15,15 @@ def figures(bundle: Bundle, case_id: str) -> dict[str, Any]:
     path = bundle.path / intervals.INTERVALS
     if load is None or not path.exists():
         return {}
-    numbers = {job.name: number for number, job in enumerate(load.jobs)}
-    tally = LoadTally(load)
-    for interval in intervals.read(path):
-        if interval.case == case_id and interval.job in numbers:
-            told = {**interval.to_json(), "job": numbers[str(interval.job)]}
-            tally.add({**told, "process": interval.process or 0})
+    totals = intervals.totals(i for i in intervals.read(path) if i.case == case_id)
+    held = {job: total for ((_, job), phase), total in totals.items() if phase == "hold"}
     return {
-        "jobs": tally.jobs_json(),
+        "jobs": [_figures_of(job, held.get(job.name)) for job in load.jobs],
         "load": {
             "duration_s": load.duration_s,
             "interval_s": load.interval_s,
-            "steady": tally.steadiness.to_json(),
+            # Lines of a long load were merged: what is left does not tell.
+            "steady": None,
             "steady_window_s": load.steady.window_s,
             "stopped": None,
             "failure": None,
@@ -33,6 +31,13 @@ def figures(bundle: Bundle, case_id: str) -> dict[str, Any]:
             "soak": {},
         },
     }
+
+
+def _figures_of(job: Job, total: Interval | None) -> dict[str, Any]:
+    tally = Tally()
+    if total is not None:
+        tally.add(total.to_json())
+    return {**said_of(job), "part": "hold", **tally.to_json()}
 
 
 def _load_of(bundle: Bundle, case_id: str) -> Load | None:

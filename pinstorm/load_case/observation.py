@@ -26,7 +26,7 @@ from pinstorm.windows import Expectancy
 from pinstorm.witness import Witness
 from telemetry.vmstat import Counters
 from workloads.load.spec import Load
-from workloads.spec import Planned, Surroundings
+from workloads.spec import Planned, Surroundings, errno_name
 
 # How long the workers may take to begin and to drain, beyond the load itself.
 _GRACE_S = 30.0
@@ -228,15 +228,11 @@ class LoadObservation(Observation):
 
     def _write_load(self) -> None:
         self.record["jobs"] = self._tally.jobs_json()
-        for job, said in zip(self._load.jobs, self.record["jobs"], strict=True):
-            said["job"] = job.to_json()
         self.record["load"]["steady"] = self._tally.steadiness.to_json()
 
 
 def _refusal(failure: dict[str, Any]) -> dict[str, Any]:
     """What ended the load, as an answer to any step says it."""
-    from workloads.spec import errno_name
-
     where = f"job {failure['job']}"
     if "errno" in failure:
         detail = "; ".join(filter(None, (where, failure["detail"])))

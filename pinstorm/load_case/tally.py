@@ -130,7 +130,7 @@ class LoadTally:
         for job, parts in zip(self._load.jobs, self._parts, strict=True):
             part: Part = "steady" if "steady" in parts else "hold"
             tally = parts.get(part, Tally())
-            told.append({**_said(job), "part": part, **tally.to_json()})
+            told.append({**said_of(job), "part": part, **tally.to_json()})
         return told
 
     # ------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class LoadTally:
         ]
 
 
-def _said(job: Job) -> dict[str, Any]:
+def said_of(job: Job) -> dict[str, Any]:
     """What the suite said of the job: nothing of the figures can be read without it."""
     return {
         "name": job.name,
@@ -179,6 +179,7 @@ def _said(job: Job) -> dict[str, Any]:
         "depth": job.depth,
         "sizes": [list(pair) for pair in job.sizes],
         "antagonist": workloads.is_antagonist(job.workload),
+        "job": job.to_json(),
     }
 
 
