@@ -157,23 +157,33 @@ class Rings:
     def repeat(self, offsets: list[int]) -> None:
         """Begin the first slots that completed anew, at these offsets of the file; at once.
 
-        So the device has something to do while all the others are looked at. Of a few, each by
-        itself takes less time than all in arrays do, most of all when the caches are cold, as they
-        are after a wait (measured: 6 µs from the wait to the device, 23 µs in arrays). Before
-        ``reap``, which gives these slots first.
+        So the device has something to do while all the others are looked at: one alone first, since
+        a device that tells of completions when it has run dry stands still until then, and twice as
+        many each time. Of a few, each by itself takes less time than all in arrays do, most of all
+        when the caches are cold, as they are after a wait (measured: 6 µs from the wait to the
+        device, 23 µs in arrays). Before ``reap``, which gives these slots first.
         """
         head, tail, entries = self._head, self._tail, self._entry_words
         users, index = self._completed_words, self._index_words
         last_completion, last_entry = self._completions - 1, self._entries - 1
+        queued, step = 0, 1
         for offset in offsets:
             slot = users[(head & last_completion) * _COMPLETION_WORDS]
             entries[slot * _ENTRY_WORDS + _OFFSET_WORD] = offset
             index[tail & last_entry] = slot
             head += 1
             tail += 1
+            queued += 1
+            if queued == step:
+                self._submit_up_to(tail, queued)
+                queued, step = 0, 2 * step
+        if queued:
+            self._submit_up_to(tail, queued)
+
+    def _submit_up_to(self, tail: int, count: int) -> None:
         self._tail = self._tail_word.value = tail & 0xFFFFFFFF
-        self._unsubmitted += len(offsets)
-        self.submit(len(offsets))
+        self._unsubmitted += count
+        self.submit(count)
 
     @property
     def flags(self) -> int:
