@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from pinstorm import journal
 from pinstorm.errors import UsageError
-from pinstorm.schema import SCHEMA_VERSION, polars_schema, row
+from pinstorm.parquet_tables import polars_schema
+from pinstorm.schema import COLUMNS, SCHEMA_VERSION, Column, row
 
 if TYPE_CHECKING:
     import polars
@@ -122,13 +123,17 @@ def finish(path: Path) -> Path:
     return path / CASES
 
 
-def frame(records: Iterable[Mapping[str, Any]]) -> "polars.DataFrame":
-    """The records as the table of pinstorm.schema."""
+def frame(
+    records: Iterable[Mapping[str, Any]], columns: Sequence[Column] = COLUMNS
+) -> "polars.DataFrame":
+    """The records as the table of pinstorm.schema, or as some of its columns."""
     import polars
 
-    schema = polars_schema()
+    schema = polars_schema(columns)
     # Not strict: a value of an unforeseen type becomes null here and stays in the journal.
-    return polars.DataFrame([row(record) for record in records], schema=schema, strict=False)
+    return polars.DataFrame(
+        [row(record, columns) for record in records], schema=schema, strict=False
+    )
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -161,6 +166,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{SCHEMA_VERSION}; use the newer pinstorm that wrote it"
         )
     return manifest
+
+
+def from_lab(manifest: Mapping[str, Any]) -> bool:
+    """Whether the host of a lab ran it, in guests of its own: there nobody else pins anything."""
+    return "lab" in manifest
 
 
 def check_resume(

@@ -128,7 +128,7 @@ def read(path: str | os.PathLike[str]) -> JournalContents:
     end = 0
     for number, start, raw in _lines(data):
         try:
-            line = _parse(raw)
+            line = parse(raw)
         except ValueError as error:
             if start + len(raw) + 1 >= len(data):
                 break
@@ -170,7 +170,7 @@ def tail(path: str | os.PathLike[str], offset: int) -> tuple[list[dict[str, Any]
     lines = []
     for _, start, raw in _lines(data):
         try:
-            lines.append(_parse(raw))
+            lines.append(parse(raw))
         except ValueError:
             return lines, offset + start
     return lines, offset + data.rfind(b"\n") + 1
@@ -221,7 +221,8 @@ def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         number, start = number + 1, end + 1
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse(raw: bytes) -> dict[str, Any]:
+    """One line, as an object. ValueError when it is no line of a journal."""
     line = json.loads(raw)
     if not isinstance(line, dict):
         raise ValueError("not an object")

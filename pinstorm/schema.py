@@ -6,7 +6,7 @@ there. Values that are themselves tables are stored as JSON text.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Any, Literal
@@ -37,7 +37,13 @@ COLUMNS = (
     Column("schema", "Int64", "", "run", "version of the record's form"),
     Column("run", "String", "", "run", "name of the run, the same in every boot of it"),
     Column("boot", "String", "", "run", "boot id of the kernel that ran the case"),
-    Column("accel", "String", "", "run", "host, or in the lab kvm or tcg"),
+    Column(
+        "accel",
+        "String",
+        "",
+        "run",
+        "host; kvm or tcg in the lab; tcg on any CPU that QEMU emulates",
+    ),
     Column("host", "String", "", "run", "host name"),
     Column("kernel", "String", "", "run", "kernel release"),
     Column("device", "String", "", "run", "RDMA device"),
@@ -239,31 +245,15 @@ COLUMNS = (
 )
 
 
-def polars_schema(columns: Iterable[Column] = COLUMNS) -> dict[Any, Any]:
-    """Column name to polars type; Json is text."""
-    import polars
-
-    types: dict[Type, Any] = {
-        "String": polars.String,
-        "Json": polars.String,
-        "Int64": polars.Int64,
-        "Float64": polars.Float64,
-        "Boolean": polars.Boolean,
-        "List(Int64)": polars.List(polars.Int64),
-        "List(String)": polars.List(polars.String),
-    }
-    return {column.name: types[column.type] for column in columns}
-
-
-def row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the table: column name to value, every column there."""
+def row(record: Mapping[str, Any], columns: Sequence[Column] = COLUMNS) -> dict[str, Any]:
+    """One row of the table: column name to value, every one of the columns there."""
     timing = record.get("timing_ns") or {}
     derived = {
         **record,
         "acquire_median": _median(timing.get("acquire")),
         "release_median": _median(timing.get("release")),
     }
-    return {column.name: column.value(derived) for column in COLUMNS}
+    return {column.name: column.value(derived) for column in columns}
 
 
 def markdown(columns: Sequence[Column] = COLUMNS) -> str:

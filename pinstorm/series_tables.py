@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pinstorm import bundle, intervals, journal, samples, spool
 from pinstorm.errors import UsageError, WriteError
 from pinstorm.intervals import Interval
-from pinstorm.schema import polars_schema
+from pinstorm.parquet_tables import polars_schema
 from pinstorm.spool import INEXACT, NONE, Head
 from telemetry import histogram
 
@@ -112,8 +112,8 @@ def samples_frame(bundle_path: Path, run: str | None = None) -> "polars.DataFram
     parts = [polars.DataFrame(schema=polars_schema(samples.COLUMNS))]
     if (bundle_path / samples.SAMPLES).exists():
         parts.append(polars.read_parquet(bundle_path / samples.SAMPLES))
-    for path in _unmerged(bundle_path):
-        parts.append(_segment_frame(path, run))
+    for path in unmerged(bundle_path):
+        parts.append(segment_frame(path, run))
     return polars.concat(parts)
 
 
@@ -123,18 +123,18 @@ def finish_samples(bundle_path: Path, run: str) -> Path | None:
     Its path; None where there is neither. When it fails (WriteError, UsageError) the spool stays.
     """
     path, directory = bundle_path / samples.SAMPLES, samples.spool_of(bundle_path)
-    merged = _unmerged(bundle_path)
+    merged = unmerged(bundle_path)
     if merged:
         with Parts(path) as parts:
             for segment in merged:
-                parts.add(_segment_frame(segment, run))
+                parts.add(segment_frame(segment, run))
             parts.finish(behind=True)
         _say_merged(directory, path, merged)
     remove(directory)
     return path if path.exists() else None
 
 
-def _unmerged(bundle_path: Path) -> list[Path]:
+def unmerged(bundle_path: Path) -> list[Path]:
     """The segments that are not in samples.parquet."""
     directory = samples.spool_of(bundle_path)
     done: set[str] = set()
@@ -156,7 +156,7 @@ def _identity(path: Path) -> list[int]:
     return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
-def _segment_frame(path: Path, run: str | None) -> "polars.DataFrame":
+def segment_frame(path: Path, run: str | None) -> "polars.DataFrame":
     """One segment in the long form, by source, process and figure, and by time in each."""
     import polars
 
@@ -209,9 +209,21 @@ def finish_histograms(bundle_path: Path, run: str) -> Path | None:
 
     Raises WriteError, and UsageError for a damaged file.
     """
+    path = bundle_path / intervals.HISTOGRAMS
+    with Parts(path) as parts:
+        for frame in histogram_frames(bundle_path, run):
+            parts.add(frame)
+        return path if parts.finish() else None
+
+
+def histogram_frames(bundle_path: Path, run: str | None) -> Iterator["polars.DataFrame"]:
+    """The table of intervals.COLUMNS part by part, of intervals.jsonl; none without that file.
+
+    Raises UsageError for a damaged file.
+    """
     import polars
 
-    source, path = bundle_path / intervals.INTERVALS, bundle_path / intervals.HISTOGRAMS
+    source = bundle_path / intervals.INTERVALS
     schema = polars_schema(intervals.COLUMNS)
     rows = itertools.chain(
         (_histogram_rows(run, interval, interval.end_ns) for interval in intervals.by_time(source)),
@@ -220,14 +232,14 @@ def finish_histograms(bundle_path: Path, run: str) -> Path | None:
             for interval in intervals.totals(intervals.read(source)).values()
         ),
     )
-    with Parts(path) as parts:
-        while part := list(itertools.islice(rows, _PART)):
-            told = list(itertools.chain.from_iterable(part))
-            parts.add(polars.DataFrame(told, schema=schema, orient="row"))
-        return path if parts.finish() else None
+    while part := list(itertools.islice(rows, _PART)):
+        told = list(itertools.chain.from_iterable(part))
+        yield polars.DataFrame(told, schema=schema, orient="row")
 
 
-def _histogram_rows(run: str, interval: Interval, end_ns: int | None) -> Iterator[tuple[Any, ...]]:
+def _histogram_rows(
+    run: str | None, interval: Interval, end_ns: int | None
+) -> Iterator[tuple[Any, ...]]:
     """One for each bucket that holds something, in the order of intervals.COLUMNS."""
     place = run, interval.case, interval.seq, str(interval.job), interval.phase
     for kind, latency in interval.latency.items():

@@ -19,7 +19,7 @@ from pinstorm.runner import Identity, Runner
 from pinstorm.spawn import Zygote
 from pinstorm.suite import Suite
 from pinstorm.witness import witness
-from telemetry import clock, fingerprint, kmsg, packages
+from telemetry import clock, cpuinfo, fingerprint, kmsg, packages
 from telemetry.vmstat import Counters
 from workloads import scratch
 from workloads.spec import Planned
@@ -156,7 +156,8 @@ def _identity(run: str, device: str | None) -> Identity:
     return Identity(
         run=run,
         boot=clock.boot_id() or "",
-        accel="host",
+        # A run in a guest that somebody else booted: its times are emulated all the same.
+        accel="tcg" if cpuinfo.read().emulated else "host",
         host=platform.node(),
         kernel=platform.release(),
         kernel_version=platform.version(),

@@ -22,6 +22,12 @@ class Cpu:
     online: int
     hypervisor: bool | None
 
+    @property
+    def emulated(self) -> bool:
+        """Whether QEMU's TCG makes it up: its ``max`` says so (target/i386/cpu.c), and a time
+        measured there is none of any machine. Other models do not tell."""
+        return (self.model or "").startswith("QEMU TCG CPU")
+
 
 def parse(text: str, online: int) -> Cpu:
     """``hypervisor``: x86's flag that a hypervisor runs below; None where there are no flags."""

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
-from benches import direct_io, lab, needs, registration, telemetry_cost
+from benches import bundles, direct_io, lab, needs, registration, telemetry_cost
 from benches.pairs import BenchFailed, Benchmark
 from benches.session import Options, Report
 from benches.table import WIDTH, render
@@ -30,12 +30,14 @@ _MODULES: tuple[tuple[ModuleType, tuple[Benchmark, ...]], ...] = (
     (direct_io, direct_io.BENCHMARKS),
     (registration, tuple(one for one in registration.BENCHMARKS if one.place == "host")),
     (telemetry_cost, telemetry_cost.BENCHMARKS),
+    (bundles, bundles.BENCHMARKS),
     (lab, tuple(one for one in registration.BENCHMARKS if one.place == "lab")),
 )
 BENCHMARKS = tuple(benchmark for _, benchmarks in _MODULES for benchmark in benchmarks)
 _TITLES = {
     "peer": "pinstorm beside its peers (a ratio above 1 is faster)",
     "telemetry": "what telemetry costs (a peer is the same without it)",
+    "bundles": "a million cases (a peer is polars alone)",
 }
 
 
@@ -204,9 +206,10 @@ def _profile(benchmark: Benchmark, options: Options) -> int:
 def _alone(chosen: Sequence[Benchmark]) -> AbstractContextManager[None]:
     """What runs on this host pins here, and would be disturbed by who does: as a run it is alone.
 
-    A guest has counters of its own.
+    A guest has counters of its own, and who reads bundles pins nothing.
     """
-    return only_run() if any(one.place == "host" for one in chosen) else nullcontext()
+    pins_here = any(one.place == "host" and one.kind != "bundles" for one in chosen)
+    return only_run() if pins_here else nullcontext()
 
 
 def conditions() -> str:

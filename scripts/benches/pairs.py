@@ -39,7 +39,7 @@ class Benchmark:
     summary: str
     limit: str
     place: Literal["host", "lab"] = "host"
-    kind: Literal["peer", "telemetry"] = "peer"
+    kind: Literal["peer", "telemetry", "bundles"] = "peer"
     needs: tuple[str, ...] = ()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars
 import pytest
 
-from pinstorm import intervals, schema, series_tables
+from pinstorm import intervals, parquet_tables, series_tables
 from pinstorm.errors import UsageError
 from pinstorm.intervals import HISTOGRAMS, INTERVALS, Interval, Intervals
 from telemetry import histogram
@@ -153,7 +153,7 @@ def test_the_table_has_each_interval_and_the_exact_total(tmp_path: Path) -> None
     noted(tmp_path, messages)
     assert series_tables.finish_histograms(tmp_path, "the run") == tmp_path / HISTOGRAMS
     table = polars.read_parquet(tmp_path / HISTOGRAMS)
-    assert table.schema == schema.polars_schema(intervals.COLUMNS)
+    assert table.schema == parquet_tables.polars_schema(intervals.COLUMNS)
     total = table.filter(polars.col("t_end_ns").is_null())
     parts = table.filter(polars.col("t_end_ns").is_not_null())
     _, whole = sum_of(messages)

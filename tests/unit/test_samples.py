@@ -9,7 +9,7 @@ from pathlib import Path
 import polars
 import pytest
 
-from pinstorm import sampler, samples, schema, series_tables, spool
+from pinstorm import parquet_tables, sampler, samples, series_tables, spool
 from pinstorm.errors import UsageError, WriteError
 from pinstorm.sampler import Paced, Sampler
 from pinstorm.sources import Trends
@@ -248,7 +248,7 @@ def test_the_table_is_what_the_spool_said(tmp_path: Path, segment_bytes: int) ->
     path = series_tables.finish_samples(tmp_path, "the run")
     assert path == tmp_path / samples.SAMPLES
     table = polars.read_parquet(tmp_path / samples.SAMPLES)
-    assert table.schema == schema.polars_schema(samples.COLUMNS)
+    assert table.schema == parquet_tables.polars_schema(samples.COLUMNS)
     assert rows_in(table) == told
     assert table.height == len(told)
     assert set(table["run"]) == {"the run"}

@@ -241,6 +241,9 @@ def test_cpuinfo_of_x86_and_arm() -> None:
     cpu = cpuinfo.parse(saved("6.18-host", "cpuinfo"), 2)
     assert cpu.model == "Intel(R) Xeon(R) Processor"
     assert cpu.hypervisor is True
+    assert not cpu.emulated
+    emulated = "flags\t\t: fpu hypervisor\nmodel name\t: QEMU TCG CPU version 2.5+\n"
+    assert cpuinfo.parse(emulated, 2).emulated
     arm = cpuinfo.parse("processor\t: 0\nBogoMIPS\t: 50\nCPU implementer\t: 0x41\n", 1)
     assert (arm.model, arm.hypervisor) == ("0x41", None)
 
