@@ -19,7 +19,7 @@ from pinstorm.errors import WriteError
 
 def cache_dir() -> Path:
     """The cache directory, made when it is missing; WriteError when it cannot be made."""
-    path = _cache_path(os.environ)
+    path = cache_path()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -28,6 +28,11 @@ def cache_dir() -> Path:
             "directory that can be written"
         ) from error
     return path
+
+
+def cache_path() -> Path:
+    """Where the cache directory is or would be; nothing is made."""
+    return _cache_path(os.environ)
 
 
 def _cache_path(environ: Mapping[str, str]) -> Path:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pinstorm.errors import UsageError
+from telemetry import locks
 
 _NAME = "pinstorm.lock"
 # Anybody may write in /run/lock: no link is followed.
@@ -34,6 +35,15 @@ def only_run() -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def running() -> int | None:
+    """The pid of the run that has this machine now; None: no run is seen. Takes no lock."""
+    try:
+        held = locks.holders_of(_path())
+    except OSError:
+        return None
+    return next((lock.pid for lock in held if lock.kind == "FLOCK"), None)
 
 
 def _path() -> Path:

@@ -44,6 +44,10 @@ ENTRY_POINTS: Final = (
 BEHIND: Final = ("internal_get_user_pages_fast", "gup_fast_fallback", "__get_user_pages")
 
 _NO_KPROBES: Final = "the kernel has no kprobe events (CONFIG_KPROBE_EVENTS)"
+_CONTAINER: Final = (
+    "this is a container's PID namespace, and the kernel traces processes by their numbers outside "
+    "of it"
+)
 # PF_KTHREAD, include/linux/sched.h; the ninth field of /proc/PID/stat is task->flags.
 _PF_KTHREAD: Final = 0x200000
 _KTHREADD: Final = 2
@@ -148,10 +152,7 @@ class GupTrace:
         root = _tracefs()
         remove_stale(root)
         if _pid_namespace() != _FIRST_PID_NAMESPACE:
-            raise TraceUnavailable(
-                "this is a container's PID namespace, and the kernel traces processes by their "
-                "numbers outside of it"
-            )
+            raise TraceUnavailable(_CONTAINER)
         try:
             btf = Btf.read()
         except (OSError, NotBtf) as error:
@@ -288,6 +289,21 @@ class _Instance:
             if descriptor >= 0:
                 os.close(descriptor)
         self._on = self._pipe = -1
+
+
+def unavailable() -> str | None:
+    """Why GUP cannot be traced here, as far as looking tells; nothing is made or removed."""
+    try:
+        _tracefs()
+    except TraceUnavailable as error:
+        return str(error)
+    if _pid_namespace() != _FIRST_PID_NAMESPACE:
+        return _CONTAINER
+    try:
+        Btf.read()
+    except (OSError, NotBtf) as error:
+        return f"the kernel's types cannot be read: {error}"
+    return None
 
 
 def remove_stale(root: Path | None = None) -> list[str]:

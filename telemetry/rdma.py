@@ -62,6 +62,11 @@ def read_one(name: str) -> Device | None:
     return _read_device(folder) if folder.is_dir() else None
 
 
+def interface_of(device: str, port: int) -> str | None:
+    """The network interface that a RoCE port stands on; None of InfiniBand."""
+    return _text(INFINIBAND / device / "ports" / str(port) / "gid_attrs" / "ndevs" / "0")
+
+
 def device_of_node(path: str) -> str | None:
     """``/dev/infiniband/uverbs0`` -> ``rxe0``; None of what is no such node, or leads to none."""
     node = Path(path)

@@ -126,6 +126,36 @@ def capabilities(device: str) -> dict[str, Any]:
         owner.close()
 
 
+def describe(device: str) -> dict[str, Any]:
+    """More of it, for people: what each transport does on demand, and each port's path MTU."""
+    owner = Owner()
+    try:
+        context, _ = open_device(device, owner)
+        attributes = context.query_device_ex()
+        odp, plain = attributes.odp_caps, attributes.orig_attr
+        return {
+            "odp_implicit": bool(odp.general_caps & e.IBV_ODP_SUPPORT_IMPLICIT),
+            "odp_rc": _odp_operations(odp.rc_odp_caps),
+            "odp_ud": _odp_operations(odp.ud_odp_caps),
+            "max_qp": plain.max_qp,
+            "mtu_bytes": {
+                # enum ibv_mtu: 1 is 256 bytes, 5 is 4096
+                str(port): 128 << int(context.query_port(port).active_mtu)
+                for port in range(1, plain.phys_port_cnt + 1)
+            },
+        }
+    finally:
+        owner.close()
+
+
+def _odp_operations(caps: int) -> list[str]:
+    return [
+        name
+        for name in ("send", "recv", "write", "read", "atomic")
+        if caps & getattr(e, f"IBV_ODP_SUPPORT_{name.upper()}")
+    ]
+
+
 class Loopback:
     """A reliable queue pair connected to itself, with a bounce buffer that is an MR of its own.
 

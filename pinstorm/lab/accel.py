@@ -22,6 +22,7 @@ from telemetry import clock
 
 QEMU = "qemu-system-x86_64"
 PROBE_DEADLINE_S = 10.0
+_REMEMBERED = "accel.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ def accelerator(kernel: Kernel, note: Callable[[str], None] = lambda text: None)
     version = qemu_version()
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accel("tcg", version, "/dev/kvm is missing or cannot be opened")
-    known = cache.cache_dir() / "accel.json"
-    key = {"boot_id": clock.boot_id(), "qemu_version": version}
+    known = cache.cache_dir() / _REMEMBERED
+    key = _key(version)
     with cache.locked(known):
         entry = cache.read_json(known)
         if {name: entry.get(name) for name in key} != key:
@@ -51,6 +52,23 @@ def accelerator(kernel: Kernel, note: Callable[[str], None] = lambda text: None)
             cache.write_json(known, entry)
     reason = entry.get("reason")
     return Accel("tcg" if reason else "kvm", version, reason)
+
+
+def remembered() -> Accel | None:
+    """The answer that an earlier run found on this boot; None: nobody has asked. Boots nothing.
+
+    UsageError where QEMU is not installed.
+    """
+    version = qemu_version()
+    entry = cache.read_json(cache.cache_path() / _REMEMBERED)
+    if any(entry.get(name) != value for name, value in _key(version).items()):
+        return None
+    reason = entry.get("reason")
+    return Accel("tcg" if reason else "kvm", version, reason)
+
+
+def _key(version: str) -> dict[str, str | None]:
+    return {"boot_id": clock.boot_id(), "qemu_version": version}
 
 
 def qemu_version() -> str:
