@@ -14,13 +14,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pinstorm import completion
 from pinstorm.errors import ExitCode, NothingRan, PinstormError, UsageError
 from pinstorm.outcome import exit_code
 
 app = typer.Typer(
     help="Make the kernel pin user pages, and record what it did.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,12 +28,24 @@ app = typer.Typer(
 lab_app = typer.Typer(help="Run suites in a virtual machine.", no_args_is_help=True)
 app.add_typer(lab_app, name="lab")
 
-SuitePath = Annotated[str, typer.Argument(metavar="SUITE", help="A TOML file, or a shipped name.")]
+SuitePath = Annotated[
+    str,
+    typer.Argument(
+        metavar="SUITE",
+        help="A TOML file, or a shipped name.",
+        autocompletion=completion.suites,
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go; new or empty.")]
 Resume = Annotated[
     Path | None, typer.Option("--resume", metavar="BUNDLE", help="Go on with a broken-off run.")
 ]
-Only = Annotated[str | None, typer.Option("--only", metavar="GLOB", help="Cases by id.")]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only", metavar="GLOB", help="Cases by id.", autocompletion=completion.cases_of_suite
+    ),
+]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="Run the whole suite N times.")]
 Hold = Annotated[str | None, typer.Option("--hold", metavar="60s", help="Keep the pins that long.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
@@ -44,8 +56,19 @@ Kernels = Annotated[
     typer.Option(
         "--kernel",
         help="oldstable, stable, backports, all, a version prefix or a vmlinuz; repeatable.",
+        autocompletion=completion.kernels,
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="RDMA device, e.g. mlx5_0.", autocompletion=completion.devices),
+]
+
+
+def _examples(*commands: str) -> str:
+    """The end of a command's help. The \\b keeps its lines as they are."""
+    return "\b\n" + "\n".join(["Examples:", *(f"  {command}" for command in commands)])
+
 
 # uid_t has 32 bits, and its last value says "none" (setresuid(2)).
 _LAST_UID = (1 << 32) - 2
@@ -91,14 +114,19 @@ def _leave_closed_pipe(code: int) -> NoReturn:
     sys.exit(code)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "pinstorm run quick --dry-run",
+        "pinstorm run quick --device mlx5_0 --scratch /mnt/nvme",
+        "pinstorm run quick --only 'io-uring-register/*'",
+        "pinstorm run --resume runs/BUNDLE quick",
+    )
+)
 def run(
     suite: SuitePath,
     out: Out = None,
     resume: Resume = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="RDMA device, e.g. mlx5_0.")
-    ] = None,
+    device: Device = None,
     scratch: Annotated[
         list[Path] | None,
         typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
@@ -149,69 +177,118 @@ def run(
             bar.note(note)
     command = _repeat_with("run", suite, drop=_NOT_REPEATED)
     _report(outcome.records, wide, as_json, command=command, path=outcome.path)
+    _write_page(outcome.path, lambda _: command, as_json)
     if outcome.interrupted:
         raise session.interrupted(outcome)
     _exit_with(outcome.records)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "pinstorm report runs/BUNDLE",
+        "pinstorm report runs/LAB --output matrix.html",
+        "pinstorm report runs/BUNDLE --format junit --output junit.xml",
+    )
+)
 def report(
-    bundle: Annotated[Path, typer.Argument(help="A directory that a run wrote.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Directories that runs wrote.")
+    ],
     rejudge: Annotated[bool, typer.Option("--rejudge", help="Apply this version's rules.")] = False,
     form: Annotated[
-        str, typer.Option("--format", help="table, junit, ktap, or cases (of several kernels).")
+        str,
+        typer.Option(
+            "--format",
+            help="table, html, md, json, csv, junit, ktap, or cases (of kernels).",
+            autocompletion=completion.formats,
+        ),
     ] = "table",
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write there, not on stdout.")
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write there; of a table its report.html."),
     ] = None,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the table of a bundle again, or hand it to other programs."""
-    from pinstorm import verdict
-    from pinstorm.bundle import open_bundle
+    """Show the tables of bundles and write report.html, or hand them to other programs."""
+    from pinstorm.report import emitters, overview
+    from pinstorm.report import output as outputs
 
-    if form != "table":
-        from pinstorm.report import emitters
-
-        emitters.check_format(form)
-        if as_json or wide:
-            given = "--json" if as_json else "--wide"
-            raise UsageError(f"{given} goes with the table, not with --format {form}: drop one")
+    emitters.check_format(form)
+    if form != emitters.TABLE and (as_json or wide):
+        given = "--json" if as_json else "--wide"
+        raise UsageError(f"{given} goes with the table, not with --format {form}: drop one")
+    if as_json and output is not None:
+        raise UsageError("--output is for report.html, which --json does not write: drop one")
+    if output is not None:
+        outputs.check(output)
+    if form not in (emitters.TABLE, emitters.HTML):
 
         def command(one: Any) -> str:
             return _repeat_command(one.manifest)
 
-        shown = emitters.emit(bundle, form, command=command, rejudge=rejudge, output=output)
+        shown = emitters.emit(bundles, form, command=command, rejudge=rejudge, output=output)
         _exit_with(shown)
-    if output is not None:
-        raise UsageError("--output goes with --format junit, ktap or cases: give one of them")
-    opened = open_bundle(bundle)
-    if opened.torn_bytes:
-        print(f"the journal's last line is torn: {opened.torn_bytes} bytes", file=sys.stderr)
-    lab = opened.manifest.get("accel") != "host"
-    records = verdict.rejudge(opened.records, lab=lab) if rejudge else opened.records
-    records = [*records, *_unfinished(opened)]
-    _report(records, wide, as_json, command=_repeat_command(opened.manifest), path=bundle)
-    _exit_with(records)
+    found = overview.read(bundles, rejudge=rejudge, tables=form == emitters.TABLE and not as_json)
+    if form == emitters.HTML:
+        overview.print_page(found.frames, _repeat_command, output)
+    elif as_json:
+        for one in found.shown:
+            _report(found.records(one), wide, True, command="", path=one.path)
+            _say_torn(one)
+    else:
+        _show(found, wide)
+        if output is not None:
+            overview.print_page(found.frames, _repeat_command, output)
+        else:
+            output = overview.page_path(bundles)
+            overview.write_page(found.frames, _repeat_command, output, option="--output")
+        print(f"report: {output}")
+    for note in found.notes:
+        _say(note)
+    if not found.notes and not found.verdicts:
+        raise NothingRan("no case has ended yet: wait for the run, or --resume it")
+    if found.exit_code == ExitCode.NOTHING_RAN:
+        raise NothingRan("every case was skipped; the table says why")
+    raise typer.Exit(found.exit_code)
 
 
-def _unfinished(opened: Any) -> list[dict[str, Any]]:
-    """The cases that were begun and have no record yet; of a load its figures up to now."""
-    from pinstorm.load_case import live
-    from pinstorm.report import reason
-
-    begun = [record for record in reason.records(opened) if record.get("reason") == "unfinished"]
-    return [{**record, **live.figures(opened, record["case"])} for record in begun]
+def _say_torn(one: Any) -> None:
+    if one.torn_bytes:
+        _say(f"the journal's last line is torn: {one.torn_bytes} bytes")
 
 
-@app.command("explain")
+def _show(found: Any, wide: bool) -> None:
+    """The tables of a few bundles, a line of each of many."""
+    from pinstorm.report import overview
+
+    for one in found.shown:
+        _say_torn(one)
+        if one.records is not None:
+            again = _repeat_command(one.manifest)
+            _report(one.records, wide, False, command=again, path=one.path)
+    for line in overview.lines(found):
+        print(line)
+
+
+@app.command(
+    "explain",
+    epilog=_examples(
+        "pinstorm explain runs/BUNDLE 'rdma-register/movable-held/*'",
+        "pinstorm explain --call ibv_reg_mr --errno ENOMEM --pid 4242",
+    ),
+)
 def explain_(
     bundle: Annotated[
         Path | None, typer.Argument(help="A directory that a run wrote.", show_default=False)
     ] = None,
     case: Annotated[
-        str | None, typer.Argument(help="The id of a case, or a glob.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The id of a case, or a glob.",
+            show_default=False,
+            autocompletion=completion.cases_of_bundle,
+        ),
     ] = None,
     call: Annotated[
         str | None, typer.Option("--call", help="Of another program: the call, e.g. ibv_reg_mr.")
@@ -250,7 +327,13 @@ def explain_(
     explanation.show_failure(call, error, size_bytes, pid, as_json)
 
 
-@app.command("list")
+@app.command(
+    "list",
+    epilog=_examples(
+        "pinstorm list --device mlx5_0 --scratch /mnt/nvme",
+        "pinstorm list --rules --diff 6.1 7",
+    ),
+)
 def list_(
     rules: Annotated[bool, typer.Option("--rules", help="The oracle's rules and sources.")] = False,
     diff: Annotated[
@@ -260,10 +343,11 @@ def list_(
     suite: Annotated[
         str | None, typer.Option("--suite", help="With --diff: whose cases; the widest shipped.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="RDMA device, e.g. mlx5_0.")
+    device: Device = None,
+    scratch: Annotated[
+        list[Path] | None,
+        typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
     ] = None,
-    scratch: Annotated[list[Path] | None, typer.Option("--scratch", show_default=".")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Workloads, memories, suites and rules, what each needs and whether it is met here."""
@@ -282,7 +366,7 @@ def list_(
     listing.show_registry(device, tuple(scratch or ()), as_json)
 
 
-@app.command()
+@app.command(epilog=_examples("pinstorm pins", "pinstorm pins --user postgres --json"))
 def pins(
     uid: Annotated[
         int | None, typer.Option("--uid", min=0, help="Only what this user's processes hold.")
@@ -302,7 +386,82 @@ def pins(
     pins_listing.show_pins(uid, as_json)
 
 
-@lab_app.command("run")
+@app.command(
+    epilog=_examples(
+        "pinstorm doctor",
+        "ssh HOST pinstorm doctor --json | pinstorm doctor --against -",
+        "srun pinstorm doctor --json > job.json && pinstorm doctor --against job.json",
+    )
+)
+def doctor(
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="What doctor --json said elsewhere; or -."),
+    ] = None,
+    device: Device = None,
+    scratch: Annotated[
+        list[Path] | None,
+        typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
+    ] = None,
+    probe_kvm: Annotated[
+        bool, typer.Option("--probe-kvm", help="Boot a guest to find out: up to 10 s, once a boot.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What this host can do, as this user, and what stands in the way. Nothing is changed."""
+    from pinstorm.doctor.sight import Options
+    from pinstorm.report import doctor_listing
+
+    options = Options(device, tuple(scratch or ()), probe_kvm)
+    doctor_listing.show(options, against, as_json, _say)
+
+
+@app.command(
+    epilog=_examples(
+        "pinstorm compare runs/BEFORE runs/AFTER",
+        "pinstorm compare lab/6.1.* lab/7.2.* --format html --output diff.html",
+        "pinstorm compare main/ branch/ --gate verdicts --gate 'acquire.p99 <= +10%'",
+    )
+)
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A bundle, or a directory with several.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.")],
+    gates: Annotated[
+        list[str] | None,
+        typer.Option("--gate", help="Exit 1 when broken, e.g. 'acquire.p99 <= +10%'; repeatable."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A gate that cannot tell is broken, too.")
+    ] = False,
+    margin: Annotated[
+        str, typer.Option("--margin", help="Times this close together are the same.")
+    ] = "5%",
+    form: Annotated[str, typer.Option("--format", help="table, html, md or json.")] = "table",
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write there, not on stdout.")
+    ] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Every case, and times that did not change, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What changed from A to B: verdicts, outcomes, pins, times; and what cannot be told."""
+    from pinstorm.report import comparison_documents as documents
+
+    asked = documents.Asked(tuple(gates or ()), strict, margin, form, output, wide, as_json)
+    broken = documents.emit(a, b, asked)
+    if broken is not None:
+        raise PinstormError(broken)
+
+
+@lab_app.command(
+    "run",
+    epilog=_examples(
+        "pinstorm lab run quick --kernel stable",
+        "pinstorm lab run matrix --kernel all --out three-kernels",
+        "pinstorm lab run quick --only 'rdma-register/anon/*'",
+    ),
+)
 def lab_run(
     suite: SuitePath,
     kernel: Kernels = None,
@@ -338,6 +497,7 @@ def lab_run(
     parent = old.path.absolute().parent if old is not None else lab.make_parent(out, loaded.name)
     entries = {entry["kernel"]: entry for entry in read_index(parent)}
     codes = []
+    commands: dict[str, str] = {}
     for chosen in kernels:
         with progress(len(plan), f"{loaded.name} on {chosen.release}") as bar:
             done = lab.run_kernel(
@@ -345,17 +505,30 @@ def lab_run(
             )
         command = _repeat_with("lab", "run", suite, "--kernel", chosen.name, drop=_NOT_REPEATED)
         _report(done.records, wide, as_json, command=command, path=done.path)
+        commands[done.path.name] = command
         entry = entries[chosen.release] = lab.index_entry(done)
         codes.append(entry["exit_code"])
         write_index(parent, list(entries.values()))
+        _write_page(done.path, lambda _, command=command: command, as_json)
         if done.interrupted:
-            raise lab.interrupted(done)
+            break
+
+    def again(manifest: Mapping[str, Any]) -> str:
+        release = (manifest.get("kernel") or {}).get("release")
+        return commands.get(str(release)) or _repeat_command(manifest)
+
+    _write_page(parent, again, as_json)
+    if done.interrupted:
+        raise lab.interrupted(done)
     raise typer.Exit(_worst(codes))
 
 
-@lab_app.command("shell")
+@lab_app.command("shell", epilog=_examples("pinstorm lab shell --kernel oldstable"))
 def lab_shell(
-    kernel: Annotated[str, typer.Option("--kernel", help="As for lab run.")] = "backports",
+    kernel: Annotated[
+        str,
+        typer.Option("--kernel", help="As for lab run.", autocompletion=completion.kernels),
+    ] = "backports",
 ) -> None:
     """A root shell in a guest that is set up as for a run."""
     from pinstorm.lab import run as lab
@@ -364,7 +537,7 @@ def lab_shell(
     raise typer.Exit(lab.shell(chosen))
 
 
-@lab_app.command("kernels")
+@lab_app.command("kernels", epilog=_examples("pinstorm lab kernels --refresh"))
 def lab_kernels(
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the mirror again.")] = False,
     as_json: AsJson = False,
@@ -435,13 +608,24 @@ def _report(
     print(f"bundle: {path}")
 
 
+def _write_page(path: Path, command: Any, as_json: bool) -> None:
+    """report.html of what has just run; with --json nothing is said of it."""
+    from pinstorm import frames
+    from pinstorm.report import overview
+
+    page = overview.write_page(frames.scan(path), command, path / overview.REPORT)
+    if not as_json:
+        print(f"report: {page}")
+
+
 def _repeat_command(manifest: Mapping[str, Any]) -> str:
     import shlex
 
     from pinstorm import suite as suites
+    from pinstorm.bundle import from_lab
 
     suite = suites.name_to_give(manifest.get("suite") or {})
-    if manifest.get("accel") == "host":
+    if not from_lab(manifest):
         return shlex.join(["pinstorm", "run", suite])
     lab = manifest.get("lab") or {}
     module = ["--gup-test"] if lab.get("gup_test_module") else []

@@ -44,32 +44,39 @@ def parts(records: Sequence[Record], *, emulated: bool) -> list[RenderableType]:
     return found
 
 
+def header(*, emulated: bool) -> tuple[str, ...]:
+    """The heads of the columns of job_rows()."""
+    return ("job", "call", *(f"{name}\nemu-\nlated" if emulated else name for name in _FIGURES))
+
+
+def sentences(record: Record) -> list[str]:
+    """Whether it was steady, what grew or did not, what the sampler cost; of its jobs and load."""
+    sampler = _sampler_words(record["load"])
+    told = [_steady_words(record), *_soak_words(record["load"])]
+    return [*told, sampler] if sampler is not None else told
+
+
 def _load(record: Record, emulated: bool) -> list[RenderableType]:
-    figures = tuple(f"{name}\nemu-\nlated" if emulated else name for name in _FIGURES)
-    header = ("job", "call", *figures)
-    rows = [row for job in record["jobs"] for row in _job_rows(job)]
-    title = f"{record['case']}: {_steady_words(record)}{' (emulated)' if emulated else ''}"
-    told: list[RenderableType] = [
-        Text(title, style="bold"),
-        sheet(header, _with_room(header, rows), right=figures),
-    ]
-    told += [Hanging("  ", words) for words in _soak_words(record["load"])]
-    if (sampler := _sampler_words(record["load"])) is not None:
-        told.append(Hanging("  ", sampler))
-    return told
+    head = header(emulated=emulated)
+    rows = [row for job in record["jobs"] for row in job_rows(job)]
+    steady, *told = sentences(record)
+    title = f"{record['case']}: {steady}{' (emulated)' if emulated else ''}"
+    table = sheet(head, _with_room(head, rows), right=head[2:])
+    return [Text(title, style="bold"), table, *[Hanging("  ", words) for words in told]]
 
 
-def _with_room(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+def _with_room(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """Names go on in the next line where the figures need the room: those must never be cut."""
     others = [
         max(len(line) for cell in column for line in cell.splitlines() or [""]) + _GAP
-        for column in list(zip(header, *rows, strict=True))[1:]
+        for column in list(zip(heads, *rows, strict=True))[1:]
     ]
     width = max(_LEAST_NAME, PLAIN_WIDTH - sum(others))
     return [("\n".join(textwrap.wrap(name, width)), *rest) for name, *rest in rows]
 
 
-def _job_rows(job: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def job_rows(job: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each kind of latency; what is of the whole job stands in the first."""
     name = job["name"] if job["processes"] == 1 else f"{job['name']} x {job['processes']}"
     kinds = job["latency_ns"] or {_MISSING: {}}
     rows: list[tuple[str, ...]] = []

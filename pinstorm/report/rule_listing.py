@@ -16,7 +16,7 @@ from pinstorm.rules import RULES
 from pinstorm.rules.rule import ZERO, Bound, Release, Rule
 
 _FIGURES = ("acquired", "held", "vmpin_bytes", "vmlck_bytes", "migrate_success", "migrate_fail")
-_SYMBOLS = (
+SYMBOL_WORDS = (
     ("pages", "the case's size in pages of 4 KiB, as often as it is registered"),
     ("range-pages", "the same, but once"),
     ("earlier-pages", "the pages of all registrations but the last"),
@@ -42,14 +42,14 @@ def show_rules(as_json: bool) -> None:
         print_json([_rule_entry(rule) for rule in RULES])
         return
     parts: list[RenderableType] = [
-        Text(_observed_share(RULES)),
+        Text(observed_share(RULES)),
         "",
         Text(
             "Of the rules that fit a case and a kernel, those of the kernel's earliest check win,\n"
             "then the one with the most conditions. Leaked and orphaned must always be 0."
         ),
         "",
-        *[Text(f"  {symbol:<15} {words}") for symbol, words in _SYMBOLS],
+        *[Text(f"  {symbol:<15} {words}") for symbol, words in SYMBOL_WORDS],
     ]
     for pin_class in dict.fromkeys(rule.pin_class for rule in RULES):
         group = [rule for rule in RULES if rule.pin_class == pin_class]
@@ -59,7 +59,7 @@ def show_rules(as_json: bool) -> None:
     print_parts(*parts)
 
 
-def _observed_share(rules: Sequence[Rule]) -> str:
+def observed_share(rules: Sequence[Rule]) -> str:
     """How many rules rest on a commit, a document, source that was read, and on a run alone."""
     kinds = Counter(_source_kind(rule) for rule in rules)
     share = 100 * kinds["observed"] / len(rules) if rules else 0.0
@@ -85,8 +85,8 @@ def _rule_lines(rule: Rule) -> list[RenderableType]:
     expected = [f"{name} {bound_words(bound)}" for name, bound in figures if bound_words(bound)]
     lines = [
         ("", rule.name),
-        ("  cases    ", ", ".join(f"{k} {_value(v)}" for k, v in rule.when.items())),
-        ("  kernels  ", f"{kernel_words(rule.since, rule.until)}; {_CHECKS[rule.check.name]}"),
+        ("  cases    ", ", ".join(f"{k} {value_words(v)}" for k, v in rule.when.items())),
+        ("  kernels  ", f"{kernel_words(rule.since, rule.until)}; {CHECK_WORDS[rule.check.name]}"),
         ("  expect   ", "; ".join([" or ".join(rule.outcomes), *expected])),
         ("  because  ", rule.why),
         ("  source   ", rule.source + (" (observed)" if rule.observed else "")),
@@ -98,7 +98,7 @@ def _rule_lines(rule: Rule) -> list[RenderableType]:
     ]
 
 
-_CHECKS = {
+CHECK_WORDS = {
     "ARGUMENTS": "decided by the arguments",
     "MAPPING": "decided by the mapping",
     "PAGES": "decided by where the pages lie",
@@ -131,7 +131,7 @@ def bound_words(bound: Bound) -> str:
     return f"{low} to {high}" if low else f"at most {high}"
 
 
-def _value(value: Any) -> str:
+def value_words(value: Any) -> str:
     if isinstance(value, frozenset):
         return " or ".join(sorted(str(one).lower() for one in value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -116,7 +116,11 @@ def render(
 
 def summary(records: Iterable[Record]) -> str:
     """``99 cases: 50 pass, 49 skip``."""
-    counts = Counter(str(record["verdict"]) for record in records)
+    return summary_of(Counter(str(record["verdict"]) for record in records))
+
+
+def summary_of(counts: Mapping[str, int]) -> str:
+    """The same, of the number of each verdict."""
     total = sum(counts.values())
     words = [f"{counts[verdict]} {verdict}" for verdict in _verdicts(counts)]
     return f"{total} {_plural(total, 'case')}: {', '.join(words) or 'nothing ran'}"
