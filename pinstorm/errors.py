@@ -4,20 +4,32 @@ The library raises these, only the command line prints and exits. The message is
 sentence: the object, the value, the remedy.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitCode(IntEnum):
     """The exit codes of every command; scripts depend on them."""
 
-    OK = 0  # every case passed or was skipped
-    FAILED = 1  # a case failed, crashed or timed out
-    USAGE = 2  # command line, suite or machine not as the run needs it
-    LOST = 3  # the machine went away under a case
-    WRITE = 4  # the results could not be written
-    NOTHING_RAN = 77  # every case was skipped
-    INTERRUPTED = 130  # Ctrl-C; the bundle is valid
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    LOST = 3
+    WRITE = 4
+    NOTHING_RAN = 77
+    INTERRUPTED = 130
+
+
+EXIT_MEANINGS: Final[Mapping[ExitCode, str]] = {
+    ExitCode.OK: "every case passed or was skipped, and at least one ran",
+    ExitCode.FAILED: "a case failed, crashed or timed out; of compare: a gate is broken",
+    ExitCode.USAGE: "command line, suite or machine are not as the command needs them",
+    ExitCode.LOST: "the machine went away under a case",
+    ExitCode.WRITE: "the results could not be written",
+    ExitCode.NOTHING_RAN: "every case was skipped",
+    ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the bundle is valid, and `--resume` goes on",
+}
 
 
 class PinstormError(Exception):

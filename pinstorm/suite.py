@@ -44,6 +44,26 @@ IMPLIED: dict[str, Any] = {
 }
 
 
+# Key of a [[matrix]] -> the parameter of its cases, in the order in which they vary.
+PARAMETERS: dict[str, str] = {
+    "access": "access",
+    "touch": "touch",
+    "registered": "registered",
+    "force": "force",
+    "mode": "mode",
+    "through": "through",
+    "offset": "offset_bytes",
+    "processes": "processes",
+    "user": "uid",
+    "memlock": "memlock_bytes",
+    "under": "under",
+    "times": "times",
+    "during": "during",
+    "kill": "kill",
+    "size": "size_bytes",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Exclusion:
     """Pairs of an entry that are left out, and why; an empty tuple means every name."""
@@ -257,21 +277,7 @@ def _find(path: str | Path) -> Path:
 
 def _entry(matrix: Matrix, run: Run, everywhere: Sequence[Exclude]) -> Entry:
     given: dict[str, tuple[Any, ...]] = {
-        "access": matrix.access,
-        "touch": matrix.touch,
-        "registered": matrix.registered,
-        "force": matrix.force,
-        "mode": matrix.mode,
-        "through": matrix.through,
-        "offset_bytes": matrix.offset,
-        "processes": matrix.processes,
-        "uid": matrix.user,
-        "memlock_bytes": matrix.memlock,
-        "under": matrix.under,
-        "times": matrix.times,
-        "during": matrix.during,
-        "kill": matrix.kill,
-        "size_bytes": matrix.size,
+        param: getattr(matrix, key) for key, param in PARAMETERS.items()
     }
     return Entry(
         workloads=matrix.workload,

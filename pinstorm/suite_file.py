@@ -17,7 +17,8 @@ from pinstorm import suite_values as values
 from pinstorm.errors import UsageError
 from pinstorm.suite_load import JobTable, LoadTable, SteadyTable
 from pinstorm.units import parse_duration
-from workloads import MEMORY, WORKLOADS
+from workloads import CIRCUMSTANCES, MEMORY, WORKLOADS
+from workloads.spec import DISTURBANCES, PHASES, THROUGH
 
 
 def read(text: str, origin: str) -> "File":
@@ -46,47 +47,114 @@ _Deadline = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class Run(values.Table):
-    name: Annotated[str | None, BeforeValidator(values.name)] = None
-    seed: int = 1
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
-    repeat: _Repeat = 20
-    warmup: _Repeat = 1
-    deadline_s: _Deadline = 30.0
-    order: Literal["shuffle", "suite"] = "shuffle"
-    hold: Annotated[float, BeforeValidator(partial(values.checked, parse_duration))] = 0.0
-    trace: bool | None = None
+    name: Annotated[str | None, BeforeValidator(values.name)] = Field(
+        default=None,
+        description="what the run is called; the name of the file when left out",
+    )
+    seed: int = Field(default=1, description="of the order of the cases, and of what a load draws")
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="how often the whole suite is run, each time in another order"
+    )
+    repeat: _Repeat = Field(default=20, description="timed cycles after the observed one")
+    warmup: _Repeat = Field(
+        default=1, description="cycles before the timed ones that are not timed"
+    )
+    deadline_s: _Deadline = Field(
+        default=30.0, description="seconds until a case that does not end is killed: timeout"
+    )
+    order: Literal["shuffle", "suite"] = Field(
+        default="shuffle", description="by the seed, or as the file has it"
+    )
+    hold: Annotated[float, BeforeValidator(partial(values.checked, parse_duration))] = Field(
+        default=0.0, description="how long the pins are kept between acquire and release"
+    )
+    trace: bool | None = Field(
+        default=None,
+        description="trace the kernel's calls; when left out in the lab, and not on a host",
+    )
 
 
 class Exclude(values.Table):
-    workload: _Workloads = ()
-    memory: _Memories = ()
-    reason: Annotated[str, Field(min_length=1)]
+    workload: _Workloads = Field(
+        default=(), description="that are left out; all when the key is left out"
+    )
+    memory: _Memories = Field(
+        default=(), description="that are left out; all when the key is left out"
+    )
+    reason: Annotated[str, Field(min_length=1)] = Field(
+        description="why; told when the suite is expanded"
+    )
 
 
 class Matrix(values.Table):
-    workload: _Workloads
-    memory: _Memories
-    size: Annotated[tuple[int, ...], BeforeValidator(values.sizes)]
-    access: Annotated[tuple[str, ...], BeforeValidator(values.accesses)] = ()
-    touch: Annotated[tuple[bool, ...], BeforeValidator(values.flags)] = ()
-    registered: Annotated[tuple[bool, ...], BeforeValidator(values.flags)] = ()
-    force: Annotated[tuple[bool, ...], BeforeValidator(values.flags)] = ()
-    mode: Annotated[tuple[str, ...], BeforeValidator(values.modes)] = ()
-    through: Annotated[tuple[str, ...], BeforeValidator(values.interfaces)] = ()
-    offset: Annotated[tuple[int, ...], BeforeValidator(values.offsets)] = ()
-    processes: Annotated[tuple[int, ...], BeforeValidator(partial(values.counts, 1, 64))] = ()
-    user: Annotated[tuple[int, ...], BeforeValidator(partial(values.counts, 1, 2**32 - 2))] = ()
-    memlock: Annotated[tuple[int, ...], BeforeValidator(values.limits)] = ()
-    under: Annotated[tuple[str, ...], BeforeValidator(values.circumstances)] = ()
-    times: Annotated[tuple[int, ...], BeforeValidator(partial(values.counts, 1, 64))] = ()
-    during: Annotated[tuple[str, ...], BeforeValidator(values.disturbances)] = ()
-    kill: Annotated[tuple[str, ...], BeforeValidator(values.phases)] = ()
-    settles: Annotated[int, Field(ge=0, le=10_000)] = 0
-    remedy: bool = False
-    repeat: _Repeat | None = None
-    warmup: _Repeat | None = None
-    deadline_s: _Deadline | None = None
-    exclude: Annotated[tuple[Exclude, ...], BeforeValidator(values.several)] = ()
+    workload: _Workloads = Field(description="what is done to the memory")
+    memory: _Memories = Field(description="what it is done to")
+    size: Annotated[tuple[int, ...], BeforeValidator(values.sizes)] = Field(
+        description="what is registered or transferred; whole granules are mapped around it"
+    )
+    access: Annotated[tuple[str, ...], BeforeValidator(values.accesses)] = Field(
+        default=(), description="access flags of a registration"
+    )
+    touch: Annotated[tuple[bool, ...], BeforeValidator(values.flags)] = Field(
+        default=(),
+        description="whether the device faults the pages in during acquire; true when left out",
+    )
+    registered: Annotated[tuple[bool, ...], BeforeValidator(values.flags)] = Field(
+        default=(), description="transfer into a registered buffer"
+    )
+    force: Annotated[tuple[bool, ...], BeforeValidator(values.flags)] = Field(
+        default=(), description="run although the device lacks the capability: a negative test"
+    )
+    mode: Annotated[
+        tuple[str, ...],
+        BeforeValidator(partial(values.known, "mode of gup_test", values.GUP_TEST_MODES)),
+    ] = Field(default=(), description="the ioctl of the kernel's GUP test")
+    through: Annotated[
+        tuple[str, ...], BeforeValidator(partial(values.known, "interface", tuple(THROUGH)))
+    ] = Field(default=(), description="the interface that gup-overflow pins through")
+    offset: Annotated[tuple[int, ...], BeforeValidator(values.offsets)] = Field(
+        default=(), description="where the range begins in its page"
+    )
+    processes: Annotated[tuple[int, ...], BeforeValidator(partial(values.counts, 1, 64))] = Field(
+        default=(), description="so many do the same at once, each to memory of its own"
+    )
+    user: Annotated[tuple[int, ...], BeforeValidator(partial(values.counts, 1, 2**32 - 2))] = Field(
+        default=(), description="the case runs as this ordinary user, without capabilities"
+    )
+    memlock: Annotated[tuple[int, ...], BeforeValidator(values.limits)] = Field(
+        default=(), description="RLIMIT_MEMLOCK of the case"
+    )
+    under: Annotated[
+        tuple[str, ...],
+        BeforeValidator(
+            partial(values.known, "circumstance", [spec.name for spec in CIRCUMSTANCES])
+        ),
+    ] = Field(
+        default=(), description="what is made wrong around the case, so that it fails of that cause"
+    )
+    times: Annotated[tuple[int, ...], BeforeValidator(partial(values.counts, 1, 64))] = Field(
+        default=(), description="so often the same range is registered at a time"
+    )
+    during: Annotated[
+        tuple[str, ...], BeforeValidator(partial(values.known, "disturbance", DISTURBANCES))
+    ] = Field(
+        default=(), description="what is done to the memory while it is pinned; no pin may move"
+    )
+    kill: Annotated[tuple[str, ...], BeforeValidator(partial(values.known, "phase", PHASES))] = (
+        Field((), description="SIGKILL at a random moment of that phase; no pin may stay")
+    )
+    settles: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=0, description="so many more cycles, each waiting until the counters rest"
+    )
+    remedy: bool = Field(
+        default=False, description="apply the remedy of the refusal's cause, and try again"
+    )
+    repeat: _Repeat | None = Field(default=None, description="as in `[run]`, of this entry")
+    warmup: _Repeat | None = Field(default=None, description="as in `[run]`, of this entry")
+    deadline_s: _Deadline | None = Field(default=None, description="as in `[run]`, of this entry")
+    exclude: Annotated[tuple[Exclude, ...], BeforeValidator(values.several)] = Field(
+        default=(), description="`[[matrix.exclude]]`: pairs that are left out of this entry"
+    )
 
     @model_validator(mode="after")
     def _killed_does_no_more(self) -> Self:
@@ -100,10 +168,17 @@ class Matrix(values.Table):
 
 
 class File(values.Table):
-    run: Run = Run()
-    matrix: Annotated[tuple[Matrix, ...], BeforeValidator(values.several)] = ()
-    load: Annotated[tuple[LoadTable, ...], BeforeValidator(values.several)] = ()
-    exclude: Annotated[tuple[Exclude, ...], BeforeValidator(values.several)] = ()
+    run: Run = Field(default=Run(), description="`[run]`: how the suite is run")
+    matrix: Annotated[tuple[Matrix, ...], BeforeValidator(values.several)] = Field(
+        default=(),
+        description="`[[matrix]]`: cases, one for each combination of the lists of an entry",
+    )
+    load: Annotated[tuple[LoadTable, ...], BeforeValidator(values.several)] = Field(
+        default=(), description="`[[load]]`: jobs that run for a time"
+    )
+    exclude: Annotated[tuple[Exclude, ...], BeforeValidator(values.several)] = Field(
+        default=(), description="`[[exclude]]`: pairs that are left out of every matrix"
+    )
 
 
 _TABLES: dict[str, type[values.Table]] = {

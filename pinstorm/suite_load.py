@@ -58,6 +58,7 @@ KEYS_OF = {
 
 
 def _one_of(kind: str, names: tuple[str, ...], value: Any) -> str:
+    """One name."""
     found = values.known(kind, names, value)
     if len(found) != 1:
         raise ValueError(f"{values.shown(value)} names {len(found)}; a job has one {kind}")
@@ -100,6 +101,7 @@ def _rate(value: Any) -> float:
 
 
 def _percent(value: Any) -> float:
+    """Per cent: 1.5, or ``"1.5%"``."""
     text = value.removesuffix("%").strip() if isinstance(value, str) else value
     try:
         percent = float(text) if not isinstance(text, bool) else -1.0
@@ -111,7 +113,10 @@ def _percent(value: Any) -> float:
 
 
 def _whole_percent(value: Any) -> float:
-    """As 0.5 is more likely meant for a half than for one in two hundred, it is refused."""
+    """Whole per cent: 70, or ``"70%"``.
+
+    As 0.5 is more likely meant for a half than for one in two hundred, it is refused.
+    """
     percent = _percent(value)
     if percent != round(percent):
         raise ValueError(f'{values.shown(value)} is no whole percent; write it as 70 or "70%"')
@@ -119,10 +124,12 @@ def _whole_percent(value: Any) -> float:
 
 
 def _cpus(value: Any) -> tuple[int, ...]:
+    """Numbers of CPUs."""
     return values.counts(0, 8191, value)
 
 
 def _errnos(value: Any) -> tuple[str, ...]:
+    """Names of errnos."""
     return values.known("errno", tuple(map(errno_name, errorcode)), value)
 
 
@@ -137,34 +144,86 @@ class _JobKeys(values.Table):
 
     workload: Annotated[
         str | None, BeforeValidator(partial(_one_of, "workload of loads", _NAMES))
-    ] = None
+    ] = Field(
+        default=None, description="what the job does over and over, or the antagonist that it is"
+    )
     memory: Annotated[
         str | None,
         BeforeValidator(partial(_one_of, "memory", tuple(spec.name for spec in MEMORY))),
-    ] = None
-    size: Annotated[tuple[tuple[int, float], ...] | None, BeforeValidator(_sizes)] = None
-    depth: Annotated[int | None, Field(ge=1, le=32_768)] = None
-    processes: Annotated[int | None, Field(ge=1, le=1024)] = None
-    cpus: Annotated[tuple[int, ...] | None, BeforeValidator(_cpus)] = None
-    node: Annotated[int | None, Field(ge=0, le=1023)] = None
-    count: Annotated[int | None, Field(ge=1)] = None
-    rate: Annotated[float | None, BeforeValidator(_rate)] = None
-    pin_rate: Annotated[float | None, BeforeValidator(_rate)] = None
-    think: _Duration | None = None
-    reads: Annotated[float | None, BeforeValidator(_whole_percent)] = None
-    pattern: Literal["sequential", "random", "zipf"] | None = None
-    theta: Annotated[float | None, Field(gt=0, le=10)] = None
-    file_size: _Bytes | None = None
-    registered: bool | None = None
-    sqpoll: bool | None = None
-    verify: bool | None = None
-    access: Annotated[str | None, BeforeValidator(values.access)] = None
-    prefetch: Literal["none", "read", "write", "no-fault"] | None = None
-    storm: bool | None = None
-    user: Annotated[int | None, Field(ge=1, le=2**32 - 2)] = None
-    memlock: _Bytes | None = None
-    allow: Annotated[tuple[str, ...] | None, BeforeValidator(_errnos)] = None
-    params: dict[str, Any] | None = None
+    ] = Field(default=None, description="what it is done to; `anon` when left out")
+    size: Annotated[tuple[tuple[int, float], ...] | None, BeforeValidator(_sizes)] = Field(
+        default=None, description="of a block or a region; 4 KiB when left out"
+    )
+    depth: Annotated[int | None, Field(ge=1, le=32_768)] = Field(
+        default=None,
+        description="transfers in flight, or regions registered at a time; 1 when left out",
+    )
+    processes: Annotated[int | None, Field(ge=1, le=1024)] = Field(
+        default=None,
+        description="that do the same, each with memory and a file of its own; 1 when left out",
+    )
+    cpus: Annotated[tuple[int, ...] | None, BeforeValidator(_cpus)] = Field(
+        default=None, description="of its processes, one each in turn; any when left out"
+    )
+    node: Annotated[int | None, Field(ge=0, le=1023)] = Field(
+        default=None, description="the NUMA node of its memory; any when left out"
+    )
+    count: Annotated[int | None, Field(ge=1)] = Field(
+        default=None, description="operations after which each process ends, those of the ramp too"
+    )
+    rate: Annotated[float | None, BeforeValidator(_rate)] = Field(
+        default=None,
+        description="operations a second, of all its processes together: a limit, not a promise",
+    )
+    pin_rate: Annotated[float | None, BeforeValidator(_rate)] = Field(
+        default=None, description="pinned pages a second, of all its processes together: a limit"
+    )
+    think: _Duration | None = Field(default=None, description="pause after each operation")
+    reads: Annotated[float | None, BeforeValidator(_whole_percent)] = Field(
+        default=None,
+        description="share of reads; of a direct IO read 100 when left out, of a write 0",
+    )
+    pattern: Literal["sequential", "random", "zipf"] | None = Field(
+        default=None,
+        description="the order of blocks: random has each once a pass; `random` when left out",
+    )
+    theta: Annotated[float | None, Field(gt=0, le=10)] = Field(
+        default=None, description="how steep `zipf` is; 1.2 when left out"
+    )
+    file_size: _Bytes | None = Field(
+        default=None, description="of the file of each process; 1 GiB when left out"
+    )
+    registered: bool | None = Field(
+        default=None, description="io_uring with registered buffers and file"
+    )
+    sqpoll: bool | None = Field(
+        default=None, description="io_uring with a kernel thread that submits"
+    )
+    verify: bool | None = Field(
+        default=None,
+        description="every block carries its offset, a generation and a checksum, and is compared",
+    )
+    access: Annotated[str | None, BeforeValidator(values.access)] = Field(
+        default=None, description="access flags of a registration; `rw` when left out"
+    )
+    prefetch: Literal["none", "read", "write", "no-fault"] | None = Field(
+        default=None,
+        description="`ibv_advise_mr` after a registration on demand; `none` when left out",
+    )
+    storm: bool | None = Field(
+        default=None,
+        description="drop all pages before each registration on demand: the device faults all in",
+    )
+    user: Annotated[int | None, Field(ge=1, le=2**32 - 2)] = Field(
+        default=None, description="its processes run as this ordinary user"
+    )
+    memlock: _Bytes | None = Field(default=None, description="RLIMIT_MEMLOCK of its processes")
+    allow: Annotated[tuple[str, ...] | None, BeforeValidator(_errnos)] = Field(
+        default=None, description="errnos that are counted and do not end the load; any other does"
+    )
+    params: dict[str, Any] | None = Field(
+        default=None, description="an antagonist's own, see the antagonists"
+    )
 
     def given(self) -> dict[str, Any]:
         """The keys that are written there."""
@@ -176,29 +235,51 @@ class _JobKeys(values.Table):
 
 
 class JobTable(_JobKeys):
-    name: Annotated[str | None, BeforeValidator(values.name)] = None
+    name: Annotated[str | None, BeforeValidator(values.name)] = Field(
+        default=None, description="of its figures; the workload's when left out"
+    )
 
 
 class SteadyTable(values.Table):
-    window: _Duration = _STEADY.window_s
-    slope: _Percent = _STEADY.slope_percent
-    spread: _Percent = _STEADY.spread_percent
+    window: _Duration = Field(
+        default=_STEADY.window_s, description="the sliding window that is looked at"
+    )
+    slope: _Percent = Field(
+        default=_STEADY.slope_percent,
+        description="that the fitted line may rise or fall an interval, of the mean rate",
+    )
+    spread: _Percent = Field(
+        default=_STEADY.spread_percent, description="that an interval may differ from the mean"
+    )
 
 
 class LoadTable(_JobKeys):
-    name: Annotated[str, BeforeValidator(values.name)]
-    duration: _Duration | None = None
-    ramp: _Duration = 0.0
-    interval: _Duration | None = None
-    sample: Annotated[float, Field(ge=0, le=1000)] = 100.0
-    steady: SteadyTable = SteadyTable()
+    name: Annotated[str, BeforeValidator(values.name)] = Field(
+        description="of the case: `load/NAME`"
+    )
+    duration: _Duration | None = Field(
+        default=None,
+        description="how long is counted; `[run] hold` or 10 s when left out",
+    )
+    ramp: _Duration = Field(default=0.0, description="before anything is counted")
+    interval: _Duration | None = Field(
+        default=None,
+        description="how often figures are taken; 1 s when left out, more in loads over an hour",
+    )
+    sample: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=100.0, description="readings of the machine's counters a second; 0: none"
+    )
+    steady: SteadyTable = Field(default=SteadyTable(), description="what counts as steady")
     antagonists: Annotated[
         tuple[str, ...],
         BeforeValidator(
             partial(values.known, "antagonist", tuple(spec.name for spec in ANTAGONISTS))
         ),
-    ] = ()
-    job: Annotated[tuple[JobTable, ...], BeforeValidator(values.several)] = ()
+    ] = Field(default=(), description="those that run beside it with their defaults")
+    job: Annotated[tuple[JobTable, ...], BeforeValidator(values.several)] = Field(
+        default=(),
+        description="`[[load.job]]`: the jobs; a load without any is its one job itself",
+    )
 
     @model_validator(mode="after")
     def _makes_a_load(self) -> Self:

@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pinstorm.errors import UsageError
 from pinstorm.units import parse_size
-from workloads import CIRCUMSTANCES
-from workloads.spec import DISTURBANCES, PAGE_BYTES, PHASES, THROUGH
+from workloads.spec import PAGE_BYTES
 
 _Read = TypeVar("_Read")
 
@@ -48,6 +47,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
 
 
 def several(value: Any) -> tuple[Any, ...]:
+    """One value, or a list of them."""
     values = tuple(value) if isinstance(value, list) else (value,)
     if not values:
         raise ValueError("the list is empty; name at least one, or leave the key out")
@@ -70,6 +70,7 @@ def known(kind: str, names: Sequence[str], value: Any) -> tuple[str, ...]:
 
 
 def sizes(value: Any) -> tuple[int, ...]:
+    """Sizes: ``"64KiB"``, ``"16MiB"``, or bytes."""
     sizes = []
     for given in several(value):
         size_bytes = checked(parse_size, given)
@@ -86,11 +87,12 @@ def check_largest(size_bytes: int, given: Any) -> None:
 
 
 def accesses(value: Any) -> tuple[str, ...]:
+    """``rw``, ``ro``, or verbs' flag names joined with ``|``."""
     return tuple(access(given) for given in several(value))
 
 
 def access(given: Any) -> str:
-    """``rw``, ``ro``, or verbs' flag names in verbs' order joined with ``|``."""
+    """``rw``, ``ro``, or verbs' flag names joined with ``|``; made to stand in verbs' order."""
     if not isinstance(given, str):
         raise ValueError(f'{given!r} is no access; write "rw", "ro" or verbs flags joined with "|"')
     if given in ACCESS_SHORT.values():
@@ -115,6 +117,7 @@ def access(given: Any) -> str:
 
 
 def flags(value: Any) -> tuple[bool, ...]:
+    """True or false."""
     for given in (values := several(value)):
         if not isinstance(given, bool):
             raise ValueError(f"{given!r} is neither true nor false; write one of them")
@@ -122,6 +125,7 @@ def flags(value: Any) -> tuple[bool, ...]:
 
 
 def offsets(value: Any) -> tuple[int, ...]:
+    """Bytes, less than a page."""
     offsets = tuple(checked(parse_size, given) for given in several(value))
     for offset_bytes in offsets:
         if offset_bytes >= PAGE_BYTES:
@@ -133,6 +137,7 @@ def offsets(value: Any) -> tuple[int, ...]:
 
 
 def limits(value: Any) -> tuple[int, ...]:
+    """Sizes, 0 too: ``"64KiB"``, or bytes."""
     limits = []
     for given in several(value):
         limit_bytes = checked(parse_size, given)
@@ -141,27 +146,8 @@ def limits(value: Any) -> tuple[int, ...]:
     return tuple(limits)
 
 
-def modes(value: Any) -> tuple[str, ...]:
-    return known("mode of gup_test", GUP_TEST_MODES, value)
-
-
-def interfaces(value: Any) -> tuple[str, ...]:
-    return known("interface", tuple(THROUGH), value)
-
-
-def circumstances(value: Any) -> tuple[str, ...]:
-    return known("circumstance", [spec.name for spec in CIRCUMSTANCES], value)
-
-
-def disturbances(value: Any) -> tuple[str, ...]:
-    return known("disturbance", DISTURBANCES, value)
-
-
-def phases(value: Any) -> tuple[str, ...]:
-    return known("phase", PHASES, value)
-
-
 def counts(low: int, high: int, value: Any) -> tuple[int, ...]:
+    """Whole numbers from ``low`` to ``high``."""
     for given in (values := several(value)):
         if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
             raise ValueError(f"{shown(given)} is no number from {low} to {high}; give one")
@@ -177,6 +163,7 @@ def checked(reader: Callable[[Any], _Read], value: Any) -> _Read:
 
 
 def name(value: Any) -> Any:
+    """Letters, digits, ``.``, ``_`` and ``-``."""
     # The name becomes part of a directory's.
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise ValueError(f'"{value}" is no name; use letters, digits, ".", "_" and "-"')

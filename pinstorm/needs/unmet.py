@@ -36,6 +36,44 @@ REMEDIES = {
     Need.MEMLOCK: "give a smaller memlock, or raise it first: ulimit -H -l unlimited (root)",
 }
 
+# What each asks of the machine, for whoever has not met it yet.
+ASKED = {
+    Need.RDMA_DEVICE: "an RDMA device whose port is active, and pyverbs",
+    Need.RDMA_ODP: "on-demand paging of that device",
+    Need.IO_URING: "io_uring, for this user",
+    Need.PROCESS_VM: "process_vm_writev to itself",
+    Need.TARGET_DIO: "a scratch directory whose files take O_DIRECT",
+    Need.AF_XDP: "AF_XDP sockets, and CAP_NET_RAW",
+    Need.MSG_ZEROCOPY: "MSG_ZEROCOPY over a loopback that is up",
+    Need.VFIO: "a PCI device bound to vfio-pci behind an IOMMU",
+    Need.V4L2: "a capture device that takes user pointers: vivid",
+    Need.UDMABUF: "/dev/udmabuf",
+    Need.GUP_TEST: "the kernel's GUP test in debugfs",
+    Need.THP: "transparent huge pages, at least on request",
+    Need.HUGETLB_2M: "free pages of 2 MiB in the hugetlb pool",
+    Need.HUGETLB_1G: "free pages of 1 GiB in the hugetlb pool",
+    Need.SCRATCH_EXT4: "a scratch directory on ext4",
+    Need.SCRATCH_XFS: "a scratch directory on XFS",
+    Need.SCRATCH_BTRFS: "a scratch directory on btrfs",
+    Need.SCRATCH_TMPFS: "a scratch directory on tmpfs",
+    Need.SCRATCH_DAX: "a scratch directory on a file system mounted with dax",
+    Need.DEVDAX: "a device-DAX node that was named",
+    Need.SECRETMEM: "memfd_secret",
+    Need.KSM: "ksmd at work",
+    Need.NUMA: "two NUMA nodes with memory",
+    Need.MOVABLE: "free memory in CMA or ZONE_MOVABLE, and page frames that may be seen",
+    Need.ORDINARY_USER: "to be allowed to become another user",
+    Need.DESTRUCTIVE: "the word of somebody that this machine may crash",
+    Need.CGROUP_RDMA: "a control group with the rdma controller, to be made",
+    Need.CGROUP_MEMORY: "a control group with the memory controller, to be made",
+    Need.MACHINE_CHANGES: "that the machine may be changed for a while",
+    Need.LAB: "a guest of the lab: nobody else uses its devices",
+    Need.MEMLOCK: "to be allowed to set the RLIMIT_MEMLOCK that the case asks for",
+    Need.CLEAR_WARN_ONCE: "/sys/kernel/debug/clear_warn_once",
+    Need.COMPACTION: "/proc/sys/vm/compact_memory",
+    Need.DROP_CACHES: "/proc/sys/vm/drop_caches",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Unmet:

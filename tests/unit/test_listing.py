@@ -124,7 +124,7 @@ def test_kernels_that_were_never_asked_for(
 
 
 def test_symbols_of_bounds_are_all_explained() -> None:
-    explained = {symbol for symbol, _ in rule_listing._SYMBOLS}
+    explained = {symbol for symbol, _ in rule_listing.SYMBOL_WORDS}
     assert set(get_args(Symbol)) - explained == {"twice-pages", "pages-and-attempts"}
 
 
