@@ -83,7 +83,7 @@ def test_never_more_than_there_are(slots: int) -> None:
     chunk.begin(0, 0)
     for turn in range(400):
         sizes.add(chunk.size)
-        assert 1 <= chunk.wait <= max(1, chunk.size // 2) <= slots
+        assert 1 <= chunk.wait <= min(chunk.size, max(1, slots // 2))
         now_ns += WINDOW_NS
         # larger is better
         done += 100_000 + 10_000 * chunk.size + turn % 2

@@ -54,6 +54,9 @@ class Uring:
         self._paced = not self._work.pace.unlimited or self._left is not None
         self._latencies = np.empty(_LATENCIES + slots, np.int64)
         self._noted_writes = np.empty(_LATENCIES + slots, np.bool_)
+        # The same memory, word by word.
+        self._begun_words = self._started_ns.data
+        self._latency_words = self._latencies.data
         self._noted = 0
         self._rest_ns = PATIENCE_NS
         self._opcodes = np.array([libc.IORING_OP_READ, libc.IORING_OP_WRITE], np.uint8)
@@ -158,6 +161,8 @@ class Uring:
         ready = rings.ready
         if not ready:
             return None
+        if ready <= _FEW and self._same_pages is not None:
+            return self._turn_few(ready, now_ns)
         first = min(chunk, ready, _FEW) if chunk < self._direct.slots else 0
         if first:
             rings.repeat(operations.offsets(first).tolist())
@@ -174,6 +179,21 @@ class Uring:
         self._count(slots, now_ns)
         self._started_ns[rest] = begun_ns
         self._started_ns[slots[:first]] = now_ns
+        return None
+
+    def _turn_few(self, ready: int, now_ns: int) -> None:
+        """The same of a few, one by one: a slow device's come so, and arrays would cost more."""
+        self.rings.repeat(self._direct.operations.offsets(ready).tolist())
+        slots, results = self.rings.reap_few(ready)
+        if any(result != self._size for result in results):
+            taken = np.array(slots, np.int64), np.array(results, np.int32)
+            return self._end_but(*taken, ready, now_ns)
+        self._counted(ready, now_ns)
+        begun_ns, latencies = self._begun_words, self._latency_words
+        for index, slot in enumerate(slots, self._noted):
+            latencies[index] = now_ns - begun_ns[slot]
+            begun_ns[slot] = now_ns
+        self._noted += ready
         return None
 
     def _end_but(self, slots: Slots, results: Results, first: int, now_ns: int) -> None:
@@ -291,20 +311,26 @@ class Uring:
 
     def _count(self, slots: Slots, now_ns: int) -> None:
         recorder, count = self._work.recorder, len(slots)
-        self._chunk.look(now_ns, self._done)
-        recorder.operations += count
-        self._done += count
+        self._counted(count, now_ns)
         start, end = self._noted, self._noted + count
         np.subtract(now_ns, self._started_ns[slots], out=self._latencies[start:end])
         self._noted = end
         if self._uniform and self._same_pages is not None:
-            recorder.bytes += count * self._size
-            recorder.pins += count * self._same_pages
             return
         chosen = self._chosen[slots]
         recorder.bytes += int(self._direct.sizes[chosen].sum())
         recorder.pins += int(self._pages[chosen, slots].sum())
         self._noted_writes[start:end] = self._writes[slots]
+
+    def _counted(self, count: int, now_ns: int) -> None:
+        """Operations, and what they moved and pinned where that is the same for all of them."""
+        recorder = self._work.recorder
+        self._chunk.look(now_ns, self._done)
+        self._done += count
+        recorder.operations += count
+        if self._uniform and self._same_pages is not None:
+            recorder.bytes += count * self._size
+            recorder.pins += count * self._same_pages
 
     def _note(self) -> None:
         """Hand the latencies on, many at a time."""
