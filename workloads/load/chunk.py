@@ -4,9 +4,9 @@ A device that gets all of them at once stands still while we write them down; on
 by one has us woken, and enter the kernel, for each of them, and a virtual machine leave for its
 host. Which costs more differs from machine to machine and from minute to minute (measured, virtio,
 32 in flight: 8 at a time and a wait for 4 gave 7 % more than a wait for 2, a wait for 8 gave 2 %
-more again, and all at once 12 % less). So now and then the next smaller or larger number is tried for a
-moment, between two moments of the present one, and is taken when it was better beyond doubt: on a
-machine with other things to do a moment says little, and the size to begin with is a good one.
+more again, and all at once 12 % less). So now and then the next smaller or larger number is tried
+for a moment, between two moments of the present one, and is taken when it was better beyond doubt:
+on a machine with other things to do a moment says little, and the size to begin with is a good one.
 """
 
 import math
