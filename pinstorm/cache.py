@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pinstorm.errors import WriteError
+from pinstorm.errors import UsageError, WriteError
 
 
 def cache_dir() -> Path:
@@ -31,8 +31,14 @@ def cache_dir() -> Path:
 
 
 def cache_path() -> Path:
-    """Where the cache directory is or would be; nothing is made."""
-    return _cache_path(os.environ)
+    """Where the cache directory is or would be; nothing is made. UsageError: it has no place."""
+    try:
+        return _cache_path(os.environ)
+    except (RuntimeError, OSError) as error:  # a user without a home; a directory that is gone
+        raise UsageError(
+            f"the cache directory has no place ({error}): set PINSTORM_CACHE to one, by its whole "
+            "path"
+        ) from error
 
 
 def _cache_path(environ: Mapping[str, str]) -> Path:

@@ -4,6 +4,7 @@ Plain data, kept in the record and read back from it; pinstorm.evidence fills it
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -169,7 +170,8 @@ class Evidence:
 
 def readable(text: str) -> str:
     """Of names and paths, which are any bytes: nothing in them speaks to a terminal."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    with suppress(UnicodeEncodeError):  # half a character, which only JSON can spell
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

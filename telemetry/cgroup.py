@@ -91,6 +91,17 @@ def groups_upwards(controller: str, pid: int | str = "self") -> list[Path]:
     return [path for places in found if places is not None for path in _upwards(*places)]
 
 
+def is_hidden(controller: str, pid: int | str = "self") -> bool:
+    """Whether the process is in groups of that controller, or of v2, whose files are not shown.
+
+    Then no limit is seen, and there may be one: a chroot, a container. Raises as ``read``.
+    """
+    if not any(not one.controllers or controller in one.controllers for one in read(pid)):
+        return False
+    shown = groups_upwards(controller, pid)
+    return not any((group / "cgroup.procs").exists() for group in shown)
+
+
 def memory_limits(pid: int | str = "self") -> list[MemoryLimit]:
     """Every limit that holds for the process, from its own group upwards; v2 before v1."""
     found = []

@@ -1,4 +1,5 @@
-"""/proc/modules and /sys/module: which modules are loaded, how many use each, and their parameters.
+"""/proc/modules, /sys/module and /lib/modules: which modules are loaded, how many use each, their
+parameters, and which could be loaded.
 
 Levels; machine-wide. /proc/modules has only what was loaded as a module (CONFIG_MODULES; absent
 without), /sys/module also what is built in and has parameters or a version. See
@@ -6,11 +7,15 @@ Documentation/ABI/stable/sysfs-module and proc_modules(5).
 """
 
 import contextlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 MODULES = Path("/proc/modules")
 PARAMETERS = Path("/sys/module")
+LIBRARY = Path("/lib/modules")
+_MODULE_FILE = re.compile(r"([^/]+)\.ko(?:\.\w+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,26 @@ def read() -> dict[str, Module] | None:
         return parse(MODULES.read_text(encoding="ascii"))
     except OSError:
         return None
+
+
+def parse_dep(text: str) -> set[str]:
+    """The names in modules.dep, spelt as the kernel spells them."""
+    paths = (line.partition(":")[0] for line in text.splitlines())
+    return {found[1].replace("-", "_") for path in paths if (found := _MODULE_FILE.search(path))}
+
+
+def can_load(name: str) -> bool | None:
+    """Whether modprobe would find it for this kernel; None where nothing tells (a container).
+
+    False on a kernel without modules, and of what is built in.
+    """
+    if not MODULES.exists():
+        return False
+    try:
+        text = Path(LIBRARY, os.uname().release, "modules.dep").read_text(errors="replace")
+    except OSError:
+        return None
+    return name in parse_dep(text)
 
 
 def parameter(module: str, name: str) -> str | None:

@@ -4,7 +4,6 @@ Compared is what was read and what follows of it; figures of the moment (``level
 """
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ from pinstorm.doctor.finding import SCHEMA
 from pinstorm.errors import UsageError
 
 _STDIN: Final = Path("-")
+# doctor writes some 50 KB; of anything endless, /dev/zero say, no more is read than this.
+_MOST_LETTERS: Final = 4 << 20
 # What a difference means, by finding and figure, else by finding, else by nothing but itself.
 _MEANINGS: Final[Mapping[str, str]] = {
     "memlock-limit": "the limit is inherited from what starts the job: pam_limits (limits.conf) of "
     "a login, LimitMEMLOCK= of a systemd unit, --ulimit memlock of a container, slurmd's own and "
     "PropagateResourceLimits of a Slurm step",
-    "cap-ipc-lock": "one is free of RLIMIT_MEMLOCK, and the other is not",
+    "cap-ipc-lock": "where it counts for the kernel RLIMIT_MEMLOCK is lifted, and only there",
     "user-namespace": "in a user namespace of its own no capability lifts RLIMIT_MEMLOCK",
     "memory-charged": "what the user has used up already is missing for the next registration; it "
     "is asked of the kernel, or else of the user's processes",
@@ -33,12 +34,12 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "process-vm": "the seccomp profile of a container, or a kernel without it",
     "af-xdp": "CAP_NET_RAW, which root has and an ordinary user or a container has not",
     "counters": "without the counters only outcomes can be judged",
-    "counters-move": "counters that do not move prove nothing",
+    "counters-move": "counters that do not move prove nothing; beside a run it is not tried",
     "counters-refresh": "figures are exact on one side, and carry a bound on the other",
-    "page-frames": "placement is recorded on one side only",
-    "kernel": "rules differ between kernels: pinstorm list --rules --diff A B",
-    "trace": "the calls of GUP are seen on one side only",
-    "kernel-log": "what the kernel reports is judged on one side only",
+    "page-frames": "where they are hidden no placement is recorded",
+    "kernel": "rules can differ between kernels: pinstorm list --rules --diff A B",
+    "trace": "where there is none the calls of GUP are not seen; only root can tell",
+    "kernel-log": "where it cannot be read what the kernel reports is not judged",
     "cgroup-leaf": "a case's processes are kept together by other means",
     "kvm": "a guest is emulated on one side, or was never tried; times of an emulated one are no "
     "measure",
@@ -49,7 +50,7 @@ _BY_TOPIC: Final[Mapping[str, str]] = {
     "memory": "the kinds of memory differ, and so does which cases can run",
     "devices": "the devices differ, and so does which cases can run",
     "interfaces": "workloads that need it run on one side only",
-    "scratch": "files lie on other file systems, and so does what direct IO goes to",
+    "scratch": "files are made in other places, and what direct IO goes to lies there too",
 }
 
 
@@ -72,7 +73,7 @@ def read(place: Path) -> dict[str, Any]:
     """What ``doctor --json`` printed. UsageError: unreadable, something else, or of a newer one."""
     name = "standard input" if place == _STDIN else str(place)
     try:
-        text = sys.stdin.read() if place == _STDIN else place.read_text(encoding="utf-8")
+        text = _text(place)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"{name} cannot be read ({reason}): name what doctor --json wrote") from (
@@ -82,10 +83,12 @@ def read(place: Path) -> dict[str, Any]:
         raise _not_ours(name) from None
     try:
         document: dict[str, Any] = json.loads(text)
-    except ValueError:
+        # what differs is printed again: no NaN, and nested no deeper than can be
+        json.dumps(document, indent=2, allow_nan=False)
+    except (ValueError, RecursionError):
         raise _not_ours(name) from None
     schema = document.get("doctor_schema") if isinstance(document, dict) else None
-    if not isinstance(schema, int):
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise _not_ours(name)
     if schema > SCHEMA:
         raise UsageError(
@@ -96,18 +99,32 @@ def read(place: Path) -> dict[str, Any]:
     return document
 
 
+def _text(place: Path) -> str:
+    """All of it; of what is too long, enough to be no JSON. OSError, UnicodeDecodeError."""
+    stdin = place == _STDIN
+    with open(0 if stdin else place, encoding="utf-8", closefd=not stdin) as file:
+        return file.read(_MOST_LETTERS)
+
+
 def _not_ours(name: str) -> UsageError:
     return UsageError(f"{name} is no output of pinstorm doctor --json: make it with that")
 
 
 def _is_whole(document: Mapping[str, Any]) -> bool:
     """Whether it has the parts that are compared, each with its name."""
-    rows = (("findings", "id"), ("budget", "mechanism"))
-    return isinstance(document.get("where"), dict) and all(
-        isinstance(document.get(part), list)
-        and all(isinstance(row, dict) and isinstance(row.get(key), str) for row in document[part])
-        for part, key in rows
-    )
+    where = document.get("where")
+    if not isinstance(where, dict) or not isinstance(where.get("launched_by") or [], list):
+        return False
+    for part, key in (("findings", "id"), ("budget", "mechanism")):
+        rows = document.get(part)
+        if not isinstance(rows, list):
+            return False
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+                return False
+            if not isinstance(row.get("figures") or {}, dict):
+                return False
+    return True
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Difference]:
@@ -128,7 +145,7 @@ def _of_budget(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[Di
 
 def _bound(row: Mapping[str, Any]) -> dict[str, Any]:
     by = row.get("bound_by")
-    momentary = by in ("memory", "cgroup")
+    momentary = by in ("memory", "cgroup", "commit", "address-space")
     return {
         "bound_by": by,
         "largest_bytes": None if momentary else row.get("largest_bytes"),

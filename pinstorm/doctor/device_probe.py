@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pinstorm.host import ROOT
+from workloads import libc
 
 _DEADLINE_S: Final = 30.0
 
@@ -35,7 +36,11 @@ class Answers:
 def ask(devices: Sequence[str]) -> Answers:
     """Start it, and wait for its answers, half a minute: a guest that is emulated takes seconds."""
     # as the zygote is started: what site would do again takes seconds in a guest
-    environment = {**os.environ, "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)])}
+    environment = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),
+    }
     command = [sys.executable, "-S", "-m", __spec__.name, *devices]
     try:
         done = subprocess.run(
@@ -74,4 +79,5 @@ def _answer(devices: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    libc.die_with_parent()  # whoever kills doctor has not heard of this process
     json.dump(_answer(sys.argv[1:]), sys.stdout)

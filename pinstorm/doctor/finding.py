@@ -68,8 +68,9 @@ class Budget:
     nothing is charged. ``largest_bytes``: the most, page-aligned; None: nothing bounds it.
     ``fails_from_bytes``: the next size that is refused, with ``errno``; ``errno`` is None where the
     memory itself runs out, and something is killed. ``bound_by``: ``memlock``, ``memory``,
-    ``cgroup``, ``device``, ``module``, or None. ``because``: in words. ``usable``: whether what it
-    takes is there at all; the finding of that name says what is not. None: it was not asked.
+    ``cgroup``, ``address-space`` or ``commit`` (the mapping is refused), ``device``, ``module``, or
+    None. ``because``: in words. ``usable``: whether what it takes is there at all; the finding of
+    that name says what is not. None: it was not asked.
     """
 
     mechanism: str

@@ -1,16 +1,19 @@
 """Calls and nodes of the kernel that pin: what ``run`` itself asks before its first case."""
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
+from errno import ENOMEM
 from typing import Final
 
+from pinstorm.doctor import pin_budget
 from pinstorm.doctor.finding import Finding, Status, Topic
 from pinstorm.doctor.needed_by import needed_by
 from pinstorm.doctor.sight import Sight
-from pinstorm.needs.interfaces import UDMABUF
+from pinstorm.needs import Unmet
+from pinstorm.needs.interfaces import LOOPBACK_DOWN, UDMABUF
 from pinstorm.needs.memory import KSM_RUN
 from pinstorm.needs.unmet import ASKED
-from telemetry import sysctl
+from telemetry import modules, sysctl
 from workloads.spec import Need
 
 _ASKED: Final = (
@@ -28,13 +31,6 @@ _ASKED: Final = (
     Need.CLEAR_WARN_ONCE,
     Need.ORDINARY_USER,
 )
-# Where a command is all that is missing; of the others ``why`` says what it takes.
-_COMMANDS: Final = {
-    Need.MSG_ZEROCOPY: "ip link set lo up",
-    Need.V4L2: "modprobe vivid n_devs=1",
-    Need.KSM: f"echo 1 > {KSM_RUN}",
-    Need.GUP_TEST: "pinstorm lab run matrix --gup-test",
-}
 
 
 def findings(sight: Sight) -> Iterator[Finding]:
@@ -66,7 +62,7 @@ def _of_need(need: Need, sight: Sight) -> Finding:
         Status.MISSING,
         unmet.detail,
         f"{_why(need)}. Remedy: {unmet.remedy}",
-        _command(need, figures),
+        _command(need, unmet, sight),
         figures,
     )
 
@@ -79,10 +75,25 @@ def _why(need: Need) -> str:
     return needed_by(need)
 
 
-def _command(need: Need, figures: dict[str, object]) -> str | None:
+def _command(need: Need, unmet: Unmet, sight: Sight) -> str | None:
+    """Where a command is all that is missing; of the others ``why`` says what it takes."""
     if need == Need.IO_URING:
-        # else seccomp, or a kernel without it
-        return "sysctl kernel.io_uring_disabled=0" if figures["io_uring_disabled"] else None
+        if sysctl.read_int("kernel.io_uring_disabled"):
+            return "sysctl kernel.io_uring_disabled=0"
+        # the ring itself is charged; else it is seccomp, or a kernel without it
+        full = os.strerror(ENOMEM) in unmet.detail
+        return pin_budget.raise_memlock(sight.process) if full else None
+    if need == Need.MSG_ZEROCOPY:
+        return "ip link set lo up" if unmet.detail == LOOPBACK_DOWN else None
     if need == Need.UDMABUF:
-        return f"chmod a+rw {UDMABUF}" if Path(UDMABUF).exists() else "modprobe udmabuf"
-    return _COMMANDS.get(need)
+        return f"chmod a+rw {UDMABUF}" if UDMABUF.exists() else _load("udmabuf")
+    if need == Need.V4L2:
+        return _load("vivid", "n_devs=1")
+    if need == Need.KSM:
+        return f"echo 1 > {KSM_RUN}" if KSM_RUN.exists() else None
+    return "pinstorm lab run matrix --gup-test" if need == Need.GUP_TEST else None
+
+
+def _load(module: str, *parameters: str) -> str | None:
+    able = modules.can_load(module) is not False
+    return " ".join(["modprobe", module, *parameters]) if able else None

@@ -2,10 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 from pinstorm.doctor.finding import Finding, Status, Topic
 from pinstorm.doctor.sight import Sight
 from telemetry import cgroup, gup_trace, sysctl
+
+# There when systemd runs this machine: sd_booted(3).
+_SYSTEMD: Final = Path("/run/systemd/system")
 
 
 def findings(sight: Sight) -> Iterator[Finding]:
@@ -102,6 +107,7 @@ def _leaf() -> Finding:
         seen = "no cgroup v2 is mounted"
     elif not able:
         seen = f"no group can be made below {own}"
+    delegable = own is not None and not able and _SYSTEMD.is_dir()
     return Finding(
         "cgroup-leaf",
         Topic.KERNEL,
@@ -109,7 +115,7 @@ def _leaf() -> Finding:
         seen,
         "a case's processes are killed together by it, however they are related; without it by "
         "their process group",
-        None if able or own is None else "systemd-run --user --scope -p Delegate=yes pinstorm …",
+        "systemd-run --user --scope -p Delegate=yes pinstorm …" if delegable else None,
         {"possible": able},
         {"group": None if own is None else str(own)},
     )

@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from pinstorm.doctor import pin_budget
+from pinstorm.doctor import pin_budget, raised_limit
 from pinstorm.doctor.finding import Finding, Status, Topic
 from pinstorm.doctor.sight import Sight, user_words
 from pinstorm.evidence_parts import Holding, Process
 from pinstorm.units import format_bytes
-from telemetry import meminfo, rdma_cgroup
+from telemetry import cgroup, meminfo, rdma_cgroup
 
 _CHARGED: Final = "RDMA, io_uring buffers, AF_XDP, MSG_ZEROCOPY, vfio and mlock are charged"
 _LAUNCH: Final = (
@@ -72,19 +72,23 @@ def _capability(sight: Sight) -> Finding:
         "inheritable": process.cap_ipc_lock_inheritable,
         "counts": process.exempt,
     }
-    if process.exempt:
+    if process.exempt and process.initial_userns:
         seen = "effective, in the initial user namespace"
+    elif process.exempt:
+        seen = "effective, where this is the initial user namespace"
     elif process.cap_ipc_lock:
         seen = "effective in this user namespace only: the kernel asks for it in the initial one"
     elif process.cap_ipc_lock_permitted:
         seen = "permitted, and not effective"
     elif process.cap_ipc_lock_inheritable:
         seen = "inheritable, and neither permitted nor effective"
+    elif process.cap_ipc_lock is None:
+        seen = "could not be read"
     else:
         seen = "this process has none"
     command = None
-    if _is_bounded(process) and process.initial_userns is not False:
-        uid = process.real_uid
+    uid = process.real_uid
+    if _is_bounded(process) and process.initial_userns is not False and uid is not None:
         # of a user without an entry there are no groups to look up
         groups = "clear" if user_words(uid) == str(uid) else "init"
         command = (
@@ -180,6 +184,8 @@ def _memory_group(sight: Sight) -> Finding:
     if sight.evidence.groups is None:
         seen = "the memory cgroup could not be read"
         return Finding("memory-cgroup", Topic.PIN_BUDGET, Status.LIMITED, seen, why, None, {})
+    if not groups and cgroup.is_hidden("memory"):
+        return _hidden_group("memory", why)
     if not groups:
         seen = "no memory cgroup limits this process"
         if available is not None:
@@ -215,6 +221,8 @@ def _memory_group(sight: Sight) -> Finding:
 def _rdma_group() -> Finding:
     found = rdma_cgroup.limits()
     why = "handles and objects (regions, queue pairs) beyond it are refused with EAGAIN"
+    if not found and cgroup.is_hidden("rdma"):
+        return _hidden_group("rdma", why)
     if not found:
         seen = "no rdma cgroup limits this process"
         figures = {"limit": None}
@@ -232,6 +240,13 @@ def _rdma_group() -> Finding:
         {"device": tightest.device, "resource": tightest.resource, "limit": tightest.limit},
         {"used": tightest.used},
     )
+
+
+def _hidden_group(controller: str, why: str) -> Finding:
+    name = f"{controller}-cgroup"
+    seen = f"the files of the {controller} cgroup are not shown here"
+    unseen = "whether a group of this process has a limit: mount its hierarchy at /sys/fs/cgroup"
+    return Finding(name, Topic.PIN_BUDGET, Status.LIMITED, seen, why, None, {}, {}, (unseen,))
 
 
 def _mappings(process: Process) -> Finding:
@@ -257,13 +272,13 @@ def _mappings(process: Process) -> Finding:
 
 def _address_space(process: Process) -> Finding:
     limit = process.address_space_bytes
-    bounded = limit is not None and limit >= 0
+    command = None if limit is None or limit < 0 else raised_limit.address_space(limit)
     return Finding(
         "address-space",
         Topic.PIN_BUDGET,
-        Status.LIMITED if bounded or limit is None else Status.OK,
+        Status.OK if limit == -1 else Status.LIMITED,
         f"RLIMIT_AS is {_limit(limit)}",
         "memory that is mapped beyond it is refused with ENOMEM, before anything is pinned",
-        "ulimit -S -v unlimited" if bounded else None,
+        command,
         {"soft_bytes": limit},
     )

@@ -17,7 +17,8 @@ from workloads import libc
 from workloads.spec import PAGE_BYTES, CallFailed
 
 _MEMLOCK: Final = resource.RLIMIT_MEMLOCK
-# The queues of a ring of one entry are two pages where they are charged (io_uring/memmap.c).
+# The queues of a ring of one entry, where they are charged (io_uring/memmap.c).
+_RING_PAGES: Final = 2
 _MOST_RING_PAGES: Final = 16
 
 
@@ -63,6 +64,8 @@ def _answer() -> dict[str, Any]:
         return _measure()
     except CallFailed as error:
         return {"why": f"{error.call}: {os.strerror(error.errno)}"}
+    except NotMeasured as error:
+        return {"why": str(error)}
     except OSError as error:
         return {"why": error.strerror or str(error)}
 
@@ -75,11 +78,11 @@ def _measure() -> dict[str, Any]:
         ring = libc.io_uring_setup(1)
     except CallFailed as error:
         if error.errno == ENOMEM:  # not even a ring's queues
-            return {"used_bytes": None, "ring_bytes": 0}
+            return _used_up(top)
         raise
     page = _Page(ring)
     if not page.fits(top):
-        return {"used_bytes": None, "ring_bytes": 0}
+        return _used_up(top)
     low, high = 0, top  # refused at low pages, taken at high
     while high - low > 1:
         middle = (low + high) // 2
@@ -90,6 +93,13 @@ def _measure() -> dict[str, Any]:
         "used_bytes": max(0, charged - ring_pages) * PAGE_BYTES,
         "ring_bytes": ring_pages * PAGE_BYTES,
     }
+
+
+def _used_up(top: int) -> dict[str, Any]:
+    """Unless a ring and a page would not fit into so small a limit anyway. NotMeasured."""
+    if top <= _RING_PAGES:
+        raise NotMeasured(f"the hard limit, {top} pages, has no room for a ring and a page")
+    return {"used_bytes": None, "ring_bytes": 0}
 
 
 def _ring_pages(charged: int, top: int) -> int:

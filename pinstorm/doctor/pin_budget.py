@@ -6,13 +6,13 @@ the kernel (pinstorm.doctor.locked_memory), or where it cannot be, added up from
 show.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import workloads
 from pinstorm import oracle
+from pinstorm.doctor import raised_limit
 from pinstorm.doctor.finding import Budget
 from pinstorm.doctor.sight import Sight
 from pinstorm.evidence_parts import Group, Holding, Process
@@ -101,6 +101,7 @@ def _budget(row: _Row, sight: Sight) -> Budget:
     free_of = _free_of_limit(mechanism, sight.process)
     bounds = [
         *([] if free_of else [_memlock(row, mechanism, sight)]),
+        *_mapped(sight),
         *_memory(sight),
         *_device(row, sight),
         *_module(row),
@@ -226,14 +227,28 @@ def of_user(holdings: Sequence[Holding]) -> list[Holding]:
     return [one for one in holdings if one.kind in OF_USER]
 
 
-def raise_memlock(process: Process) -> str:
+def raise_memlock(process: Process) -> str | None:
     """For what started this process, and all that it starts from now on."""
     soft, hard = process.memlock_soft_bytes, process.memlock_hard_bytes
-    if hard == -1:
-        return "ulimit -S -l unlimited"
-    if soft is not None and hard is not None and soft < hard:
-        return f"ulimit -S -l {hard // 1024}"
-    return f"prlimit --pid {os.getppid()} --memlock=unlimited:unlimited"
+    return raised_limit.command(raised_limit.MEMLOCK, soft, hard)
+
+
+def _mapped(sight: Sight) -> list[_Bound]:
+    """What refuses the mapping itself, before anything is pinned."""
+    found = []
+    limit, mapped = sight.process.address_space_bytes, sight.process.vmsize_bytes or 0
+    if limit is not None and limit >= 0:
+        why = f"RLIMIT_AS is {format_bytes(limit)}, this process has mapped {format_bytes(mapped)}"
+        size = _pages(max(0, limit - mapped))
+        command = raised_limit.address_space(limit)
+        found.append(_Bound("address-space", size, None, "ENOMEM", why, command))
+    machine = sight.evidence.machine
+    if machine is not None and machine.commit_left_bytes is not None:
+        left = max(0, machine.commit_left_bytes)
+        why = f"vm.overcommit_memory is 2, {format_bytes(left)} may still be committed"
+        command = "sysctl vm.overcommit_memory=0"
+        found.append(_Bound("commit", _pages(left), None, "ENOMEM", why, command))
+    return found
 
 
 def _memory(sight: Sight) -> list[_Bound]:
@@ -280,7 +295,11 @@ def _module(row: _Row) -> list[_Bound]:
     most = mebibytes * MIB
     default = "" if text is not None else " by default"
     why = f"size_limit_mb of the module is {mebibytes}{default}"
-    command = f"echo {16 * mebibytes} > {modules.parameter_file(*UDMABUF_LIMIT)}"
+    command = None
+    if text is not None:
+        command = f"echo {16 * mebibytes} > {modules.parameter_file(*UDMABUF_LIMIT)}"
+    elif modules.can_load("udmabuf") is not False:  # until it is there, there is no such file
+        command = f"modprobe udmabuf size_limit_mb={16 * mebibytes}"
     return [_Bound("module", most, most + PAGE_BYTES, "EINVAL", why, command)]
 
 

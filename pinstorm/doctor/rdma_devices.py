@@ -47,9 +47,11 @@ def _devices(sight: Sight) -> Finding:
 
 def _add_device(sight: Sight) -> str:
     """Soft-RoCE, where this kernel has it."""
-    if (sight.about.get("config") or {}).get("CONFIG_RDMA_RXE", "n") == "n":
+    link = "rdma link add rxe0 type rxe netdev NETDEV"
+    built = (sight.about.get("config") or {}).get("CONFIG_RDMA_RXE", "n")
+    if built == "n" or (built == "m" and modules.can_load("rdma_rxe") is False):
         return "pinstorm lab run quick"
-    return "modprobe rdma_rxe && rdma link add rxe0 type rxe netdev NETDEV"
+    return link if built == "y" else f"modprobe rdma_rxe && {link}"
 
 
 def _of_device(device: rdma.Device, sight: Sight, in_use: InUse | None) -> Iterator[Finding]:
@@ -110,9 +112,9 @@ def _port(device: str, port: Port, mtu_bytes: int | None) -> Finding:
 
 
 def _raise_port(device: str, port: Port) -> str | None:
-    """RoCE follows its network interface; InfiniBand waits for a subnet manager."""
+    """RoCE follows its network interface; InfiniBand, once its link is up, a subnet manager."""
     if port.link_layer == "InfiniBand":
-        return "opensm --daemon"
+        return "opensm --daemon" if port.state == "INIT" else None
     interface = rdma.interface_of(device, port.number)
     return f"ip link set {interface} up" if interface else None
 

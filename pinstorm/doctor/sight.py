@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import pwd
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,10 +37,6 @@ _LAUNCHERS: Final = (
     ("SUDO_USER", "sudo"),
 )
 _CONTAINER_MARKS: Final = (Path("/run/.containerenv"), Path("/.dockerenv"))
-_NOTHING_SEEN: Final = Process(
-    os.getpid(), "", None, None, None, None, None, None, None, None, None, None, None, (), None,
-    None, None,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ def look(options: Options) -> Sight:
     """Raises UsageError for a device or a directory that was named and is not there."""
     run = lock.running()
     seen = _evidence()
-    process = seen.process or _NOTHING_SEEN
+    process = seen.process or _without_proc()
     charged, uncharged = _charged(process, run)
     devices = rdma.read()
     answers = _ask(devices)
@@ -146,9 +143,40 @@ def where() -> dict[str, Any]:
 def _evidence() -> Evidence:
     """Of this process, as of one that was refused locked memory."""
     try:
-        return evidence.of_process(os.getpid(), "io_uring_register", "ENOMEM")
+        return evidence.of_process(_pid_in_proc(), "io_uring_register", "ENOMEM")
     except (UsageError, OSError) as error:
         return Evidence(hidden=(f"this process cannot look at itself: {error}",))
+
+
+def _without_proc() -> Process:
+    """What a process knows of itself without /proc: who it is, and its limits."""
+    soft_bytes, hard_bytes = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    address_space_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return Process(
+        pid=os.getpid(),
+        name="",
+        uid=os.geteuid(),
+        real_uid=os.getuid(),
+        memlock_soft_bytes=soft_bytes,
+        memlock_hard_bytes=hard_bytes,
+        address_space_bytes=address_space_bytes,
+        vmsize_bytes=None,
+        vmrss_bytes=None,
+        vmpin_bytes=None,
+        vmlck_bytes=None,
+        cap_ipc_lock=None,
+        cap_ipc_lock_permitted=None,
+        cap_ipc_lock_inheritable=None,
+        cap_effective=(),
+        initial_userns=None,
+        vma_count=None,
+        vma_limit=None,
+    )
+
+
+def _pid_in_proc() -> int:
+    """Our number there, which is none of getpid() where /proc is of another PID namespace."""
+    return int(os.readlink("/proc/self"))
 
 
 def _charged(process: Process, run: int | None) -> tuple[Charged | None, str | None]:
@@ -213,6 +241,8 @@ def _launchers() -> list[str]:
 
 def _parent() -> str | None:
     try:
+        if _pid_in_proc() != os.getpid():
+            return None  # somebody else has the parent's number there
         return readable(process_status.read(os.getppid()).name)
     except OSError:
         return None

@@ -1,6 +1,7 @@
 """The lab: whether QEMU is there, and whether KVM really boots a guest."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ def findings(sight: Sight, note: Callable[[str], None]) -> Iterator[Finding]:
 def _programs() -> Finding:
     wanted = {
         accel.QEMU: "apt-get install qemu-system-x86",
-        "virtme-run": "pip install virtme-ng",
+        # where lab.boot looks for it; Debian's own pip refuses
+        "virtme-run": f"{shlex.quote(sys.executable)} -m pip install virtme-ng",
     }
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     absent = [name for name in wanted if shutil.which(name, path=path) is None]

@@ -275,7 +275,7 @@ COMMON: tuple[Cause, ...] = (
 _HEAD = """\
 # Why it failed
 
-<!-- made by pinstorm.explain.causes.markdown() -->
+<!-- made by scripts/docs from pinstorm/explain/causes.py; edit that -->
 
 `pinstorm explain BUNDLE CASE` says why a case was refused, `pinstorm explain --call ibv_reg_mr
 --errno ENOMEM --pid PID` why another program was. The cause comes from a closed list and from

@@ -23,6 +23,8 @@ from telemetry import clock
 QEMU = "qemu-system-x86_64"
 PROBE_DEADLINE_S = 10.0
 _REMEMBERED = "accel.json"
+# A chain from us (over virtme-ng) to QEMU: nothing runs on when we are killed.
+DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +94,20 @@ def why_kvm_fails(kernel: Kernel, deadline_s: float = PROBE_DEADLINE_S) -> str |
         console = Path(folder, "console")
         options = ["-enable-kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-no-reboot"]
         options += ["-display", "none"]
-        command = [QEMU, *options, "-serial", f"file:{console}", "-kernel", str(kernel.vmlinuz)]
-        command += ["-append", "console=ttyS0 panic=-1 nokaslr"]
-        qemu = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            _, errors = qemu.communicate(timeout=deadline_s)
-        except subprocess.TimeoutExpired:
-            qemu.kill()
-            qemu.communicate()
-            return f"a guest did not boot under KVM within {deadline_s:.0f} s"
+        options += ["-serial", f"file:{console}", "-kernel", str(kernel.vmlinuz)]
+        options += ["-append", "console=ttyS0 panic=-1 nokaslr"]
+        with subprocess.Popen(
+            [*DIE_WITH_PARENT, QEMU, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as qemu:
+            try:
+                _, errors = qemu.communicate(timeout=deadline_s)
+            except subprocess.TimeoutExpired:
+                return f"a guest did not boot under KVM within {deadline_s:.0f} s"
+            finally:
+                qemu.kill()  # Ctrl-C ends the wait, too
         text = console.read_text(errors="replace") if console.exists() else ""
     if "Linux version" in text and "Kernel panic" in text:
         return None

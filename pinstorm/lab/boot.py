@@ -27,7 +27,7 @@ from types import TracebackType
 
 from pinstorm import cache
 from pinstorm.errors import UsageError
-from pinstorm.lab.accel import QEMU, Accel, accelerator
+from pinstorm.lab.accel import DIE_WITH_PARENT, QEMU, Accel, accelerator
 from pinstorm.lab.kernels import Kernel
 from pinstorm.lab.setup import MODULES_LOADED
 from pinstorm.lab.shape import Shape
@@ -66,9 +66,6 @@ _STAND_INS = ("systemd-tmpfiles", "udevadm")
 # is not seen.
 _CACHED_ROOT = "ro,version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose"
 _TAG = "pinstorm"
-
-# A chain from us over virtme-ng to QEMU: nothing runs on when we are killed.
-_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 # Every program started is up to a quarter of a second under emulation: hence the few there are.
 _ENTRY = """\
@@ -197,7 +194,7 @@ def boot(
         + f"{shlex.join(argv)} < /dev/null > {control}/stdout 2> {control}/stderr\n"
         + f"echo $? > {control}/exit\n",
     )
-    command = [*_DIE_WITH_PARENT, *_command(kernel, shape, accel)]
+    command = [*DIE_WITH_PARENT, *_command(kernel, shape, accel)]
     command += ["--qemu-bin", str(control / "host/qemu")]
     command += _share_options(share, control)
     command += ["--script-sh", f"/bin/sh {control}/entry"]
@@ -244,7 +241,7 @@ def _make_control(kernel: Kernel, share: Path) -> Path:
     control.chmod(0o755)
     for name in _STAND_INS:
         _write_script(control / "bin" / name, "#!/bin/sh\nexit 0\n")
-    qemu = shlex.join([*_DIE_WITH_PARENT, QEMU])
+    qemu = shlex.join([*DIE_WITH_PARENT, QEMU])
     _write_script(control / "host/qemu", f'#!/bin/sh\nexec {qemu} "$@"\n')
     _write_script(control / "command/modprobe", _MODPROBE.format(base=kernel.modules_base))
     return control

@@ -3,8 +3,10 @@
 Each is tried, and nothing is kept: a socket, a ring, a file that is closed again.
 """
 
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +18,11 @@ from workloads.spec import CallFailed, Need
 
 UDMABUF = Path("/dev/udmabuf")
 GUP_TEST = Path("/sys/kernel/debug/gup_test")
+LOOPBACK_DOWN = "the loopback interface is down"
 
-# include/uapi/linux/if.h
+# include/uapi/linux/sockios.h, if.h: struct ifreq
+_SIOCGIFFLAGS = 0x8913
+_IFREQ_FLAGS = struct.Struct("=16sH22x")
 _IFF_UP = 1
 
 
@@ -65,8 +70,10 @@ def _msg_zerocopy() -> str | None:
             stream.setsockopt(socket.SOL_SOCKET, libc.SO_ZEROCOPY, 1)
         except OSError as error:
             return f"setsockopt(SO_ZEROCOPY): {error.strerror}"
-    flags = int(Path("/sys/class/net/lo/flags").read_text(), 16)
-    return None if flags & _IFF_UP else "the loopback interface is down"
+        # of this network namespace, of which /sys may show another
+        answer = fcntl.ioctl(stream, _SIOCGIFFLAGS, _IFREQ_FLAGS.pack(b"lo", 0))
+    _, flags = _IFREQ_FLAGS.unpack(answer)
+    return None if flags & _IFF_UP else LOOPBACK_DOWN
 
 
 def _udmabuf() -> None:

@@ -27,7 +27,10 @@ _WANTED = (
 
 def default_scratch() -> tuple[Path, ...]:
     """The current directory, where files may be made in it; nobody asked for it, so no error."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed
+        return ()
     return (here,) if os.access(here, os.W_OK) else ()
 
 

@@ -8,7 +8,8 @@ _LAB = "run in the lab: pinstorm lab run SUITE"
 REMEDIES = {
     Need.RDMA_DEVICE: f"{_LAB}, or add one: rdma link add",
     Need.RDMA_ODP: "a device or kernel with ODP (rxe: Linux 6.15 and later), or the lab",
-    Need.IO_URING: "sysctl kernel.io_uring_disabled=0, or a container profile that allows it",
+    Need.IO_URING: "sysctl kernel.io_uring_disabled=0, or a container profile that allows it; "
+    "where a ring finds no memory, a higher RLIMIT_MEMLOCK",
     Need.PROCESS_VM: "a kernel with CONFIG_CROSS_MEMORY_ATTACH and a container that allows ptrace",
     Need.AF_XDP: "run as root, on a kernel with CONFIG_XDP_SOCKETS",
     Need.MSG_ZEROCOPY: "ip link set lo up, or the lab",

@@ -59,7 +59,7 @@ def _name(param: Any) -> str:
 
 
 def _argument(param: Any) -> str:
-    name = _name(param) + ("..." if param.nargs == -1 else "")
+    name = _name(param).removesuffix("...") + ("..." if param.nargs == -1 else "")
     return name if param.required else f"[{name}]"
 
 

@@ -16,6 +16,7 @@ A run writes a directory, the bundle:
 - `cases.parquet`: the records as a table, with the columns below.
 - `samples.parquet`, `histograms.parquet`: of loads, figures over time and latencies; while the
   run lives `samples/` and `intervals.jsonl`.
+- `report.html`: the page for people, from the end of the run on; `pinstorm report` makes it anew.
 - `console.log`: in the lab, what the guests' kernels said.
 
 Times are nanoseconds of CLOCK_MONOTONIC, sizes bytes, pins pages of PAGE_SIZE. A figure that could

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -56,7 +56,7 @@ def show(options: Options, place: Path | None, as_json: bool, note: Any) -> None
 
 
 def _lines(seen: Examination) -> Iterator[RenderableType]:
-    yield Hanging("", where_words(seen.where))
+    yield Hanging("", readable(where_words(seen.where)))
     yield ""
     yield Text("how much can be registered in one go", style="bold")
     yield _budget_table(seen.budget)
@@ -75,7 +75,7 @@ def where_words(where: Mapping[str, Any]) -> str:
     """One line about who looked, where and from what."""
     user = where.get("user") or where.get("uid")
     words = f"{where.get('host')}, Linux {where.get('kernel')}, user {user}"
-    started = [*(where.get("launched_by") or [])]
+    started = [*map(str, where.get("launched_by") or [])]
     if where.get("parent"):
         started.append(str(where["parent"]))
     if started:
@@ -92,7 +92,7 @@ def _budget_table(budget: Sequence[Budget]) -> RenderableType:
             one.charged_to or "-",
             "any" if one.largest_bytes is None else format_bytes(one.largest_bytes),
             _refused(one),
-            one.because + (" (not here: see below)" if one.usable is False else ""),
+            readable(one.because) + (" (not here: see below)" if one.usable is False else ""),
         )
         for one in budget
     ]
@@ -127,7 +127,7 @@ def _finding_lines(finding: Finding) -> Iterator[RenderableType]:
 def _command(command: str) -> RenderableType:
     """To be copied: what is too long goes on behind a backslash, before an option."""
     lines = ["    fix:"]
-    for words in _OPTION.split(command):
+    for words in _OPTION.split(readable(command)):
         if len(lines[-1]) + len(words) + len(" \\ ") > PLAIN_WIDTH:
             lines[-1] += " \\"
             lines.append(" " * 8)
@@ -148,7 +148,7 @@ def _sum(findings: Sequence[Finding]) -> str:
 def _difference_lines(
     here: Mapping[str, Any], there: Mapping[str, Any], found: Sequence[Difference]
 ) -> Iterator[RenderableType]:
-    yield Hanging("here:  ", where_words(here), indent=7)
+    yield Hanging("here:  ", readable(where_words(here)), indent=7)
     yield Hanging("there: ", readable(where_words(there)), indent=7)
     yield ""
     if not found:
@@ -156,13 +156,23 @@ def _difference_lines(
         return
     yield sheet(
         ("finding", "figure", "here", "there"),
-        [(one.id, one.figure, _value(one, one.here), _value(one, one.there)) for one in found],
+        map(_cells, found),
     )
     yield ""
     yield Text("what it means", style="bold")
     for means in dict.fromkeys(one.means for one in found if one.means):
         names = ", ".join(dict.fromkeys(one.id for one in found if one.means == means))
         yield Hanging("  ", f"{readable(names)}: {means}", indent=4)
+
+
+def _cells(one: Difference) -> tuple[str, ...]:
+    """Of somebody else's file: nothing in it speaks to a terminal, or takes many lines."""
+    words = (one.id, one.figure, _value(one, one.here), _value(one, one.there))
+    return tuple(readable(_short(word)) for word in words)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _VALUE_LETTERS else f"{text[: _VALUE_LETTERS - 1]}…"
 
 
 def _value(one: Difference, value: Any) -> str:
@@ -173,15 +183,18 @@ def _value(one: Difference, value: Any) -> str:
         return _bound_words(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and one.figure.endswith("_bytes"):
+    if _is_size(value) and one.figure.endswith("_bytes"):
         return "unlimited" if value < 0 else format_bytes(value)
-    text = value if isinstance(value, str) else json.dumps(value)
-    text = readable(text)
-    return text if len(text) <= _VALUE_LETTERS else f"{text[: _VALUE_LETTERS - 1]}…"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _bound_words(bound: Mapping[str, Any]) -> str:
     largest, by = bound.get("largest_bytes"), bound.get("bound_by")
-    if not isinstance(largest, int):
+    if not _is_size(largest):
         return f"bounded by {by}" if by else "any size"
     return f"{format_bytes(largest)}, then {bound.get('errno')} ({by})"
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    """In somebody else's file a number can have thousands of digits."""
+    return isinstance(value, int) and abs(value) < 1 << 64

@@ -35,7 +35,8 @@ def sheet(
 
 
 def print_parts(*parts: RenderableType) -> None:
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    at_terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = None if at_terminal else PLAIN_WIDTH
     console = Console(width=width, highlight=False, emoji=False)
     with console.capture() as captured:
         console.print(Group(*parts), crop=False)

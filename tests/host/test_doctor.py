@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -357,6 +358,42 @@ def test_a_user_namespace_of_its_own(place: Path, need: Need) -> None:
     assert budget(document, "rdma")["bound_by"] == "memlock"
 
 
+def test_a_pid_namespace_whose_proc_is_another_ones(place: Path, need: Need) -> None:
+    """There /proc/PID of our own number is somebody else: root's first process, say."""
+    probe = subprocess.run(["unshare", "-pf", "true"], capture_output=True, text=True)
+    need(probe.returncode == 0, f"unshare -p: {probe.stderr}")
+    user = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
+    script = f"ulimit -l 64; exec unshare -pf --kill-child {user} {SCRIPT} doctor --json"
+    done = subprocess.run(
+        ["/bin/sh", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={**os.environ, "HOME": str(place), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    memlock = finding(document, "memlock-limit")
+    assert memlock["figures"] == {"soft_bytes": 64 * KIB, "hard_bytes": 64 * KIB}
+    assert memlock["command"] is None, "what started it has no number here"
+    assert not finding(document, "cap-ipc-lock")["figures"]["effective"]
+    assert document["where"]["parent"] is None
+    assert budget(document, "rdma")["largest_bytes"] == 64 * KIB
+
+
+def test_a_loopback_of_this_network_namespace(need: Need) -> None:
+    """/sys still shows that of another, which is up."""
+    probe = subprocess.run(["unshare", "-n", "true"], capture_output=True, text=True)
+    need(probe.returncode == 0, f"unshare -n: {probe.stderr}")
+    words = ["unshare", "-n", SCRIPT, "doctor", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = finding(json.loads(done.stdout), "msg-zerocopy")
+    assert (found["status"], found["command"]) == ("missing", "ip link set lo up")
+    script = f"{found['command']} && exec {SCRIPT} doctor --json"
+    done = subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True, check=True)
+    assert finding(json.loads(done.stdout), "msg-zerocopy")["status"] == "ok"
+
+
 def test_root_in_the_initial_namespace_is_free(need: Need) -> None:
     need(has_capability("CAP_IPC_LOCK"), "CAP_IPC_LOCK is not to be had")
     done = subprocess.run([SCRIPT, "doctor", "--json"], capture_output=True, text=True, check=True)
@@ -434,10 +471,109 @@ def test_an_odd_host(need: Need, hidden: str) -> None:
     if hidden == "/sys":
         for name in ("thp", "hugepages-2MiB", "rdma-devices", "iommu"):
             assert finding(document, name)["status"] == "missing"
+        for name in ("memory-cgroup", "rdma-cgroup"):
+            # that no limit is seen does not say that there is none
+            member = any(not group.controllers for group in cgroup.read())
+            assert (finding(document, name)["status"] == "limited") == member
         assert unseen == set()
     if hidden == "/proc":
         assert unseen >= {"memory-unseen", "interfaces-unseen", "counters-unseen"}
-        assert {row["bound_by"] for row in document["budget"]} == {None, "module"}
+        # what a process knows of itself all the same
+        soft_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        found = budget(document, "rdma")["largest_bytes"]
+        assert found == (None if soft_bytes == -1 else soft_bytes // PAGE * PAGE)
+        assert "could not be read" in finding(document, "cap-ipc-lock")["seen"]
+        assert budget(document, "direct-io")["bound_by"] is None
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("doctor >&-", 0, ""),
+        ("doctor --json >&-", 0, ""),
+        ("doctor --against - <&-", 2, "standard input is no output of pinstorm doctor"),
+        ("doctor --against - < /dev/zero", 2, "is no output of pinstorm doctor"),
+        ("doctor --against nothing 2>&-", 2, ""),
+        ("doctor > /dev/full", 4, "the output cannot be written"),
+    ],
+)
+def test_streams_that_are_closed_or_never_end(script: str, code: int, words: str) -> None:
+    done = subprocess.run(["/bin/sh", "-c", f"{SCRIPT} {script}"], capture_output=True, text=True)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    assert done.stderr.count("\n") == (1 if words else 0)
+    assert "pinstorm:" not in done.stdout
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    os.mkfifo(there)
+    with subprocess.Popen(
+        [SCRIPT, "doctor", "--against", there],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        with there.open("w"):  # which returns once it is opened there, too
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate()
+    assert (process.returncode, output, errors) == (130, "", "pinstorm: interrupted\n")
+
+
+def test_a_current_directory_that_is_gone(place: Path) -> None:
+    """The rest can be seen all the same."""
+    script = f"mkdir gone && cd gone && rmdir ../gone && exec {SCRIPT} doctor --json"
+    done = as_nobody("/bin/sh", "-c", script, cwd=place, limit_bytes=64 * KIB)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert not [one["id"] for one in document["findings"] if one["id"].endswith("-unseen")]
+    assert finding(document, "scratch")["figures"] == {"directories": []}
+
+
+def test_a_user_without_name_home_and_environment(place: Path) -> None:
+    words = ("env", "-i", SCRIPT, "doctor", "--json")
+    done = as_user(*words, cwd=place, limit_bytes=64 * KIB, uid=54321)
+    with done:
+        output, errors = done.communicate()
+    assert (done.returncode, errors) == (0, "")
+    document = json.loads(output)
+    assert document["where"]["user"] is None
+    assert "--clear-groups" in finding(document, "cap-ipc-lock")["command"]
+
+
+def test_the_capability_lifts_the_limit(place: Path, need: Need) -> None:
+    """As the command gives it: to a program that is no root."""
+    need(has_capability("CAP_IPC_LOCK"), "CAP_IPC_LOCK is not to be had")
+    command = finding(looked(place, 64 * KIB), "cap-ipc-lock")["command"]
+    assert command.endswith(" COMMAND")
+    ask = command.removesuffix("COMMAND") + f"{SCRIPT} doctor --json"
+    script = f"ulimit -l 64; exec {ask}"
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["where"]["uid"] == NOBODY
+    assert finding(document, "memlock-limit")["figures"]["soft_bytes"] == 64 * KIB
+    assert finding(document, "cap-ipc-lock")["figures"]["counts"]
+    assert budget(document, "rdma")["bound_by"] != "memlock"
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_a_limit_without_room_for_a_ring_is_not_taken_for_used_up(place: Path, pages: int) -> None:
+    document = looked(place, pages * PAGE)
+    assert budget(document, "rdma")["largest_bytes"] == pages * PAGE
+    assert budget(document, "af-xdp")["largest_bytes"] == pages * PAGE
+    ring = finding(document, "io-uring")
+    if not ring["figures"]["usable"] and not ring["figures"]["io_uring_disabled"]:
+        assert "--memlock=unlimited" in ring["command"]
+
+
+def test_an_address_space_that_is_limited_for_good(place: Path) -> None:
+    script = f"ulimit -v {4 * MIB}; exec {SCRIPT} doctor --json"
+    done = as_nobody("/bin/sh", "-c", script, cwd=place, limit_bytes=64 * KIB)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = finding(json.loads(done.stdout), "address-space")
+    assert found["figures"] == {"soft_bytes": 4 << 30}
+    assert found["command"].endswith("--as=unlimited:unlimited")
 
 
 def test_it_is_fast_and_fits_its_columns(place: Path) -> None:

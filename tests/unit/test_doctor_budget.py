@@ -1,12 +1,20 @@
 """The pin budget and the differences of two examinations, from states made by hand."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pinstorm.doctor import against, limits, pin_budget, rdma_devices, virtualisation
+from pinstorm.doctor import (
+    against,
+    limits,
+    pin_budget,
+    raised_limit,
+    rdma_devices,
+    virtualisation,
+)
 from pinstorm.doctor.device_probe import Answers
 from pinstorm.doctor.finding import SCHEMA, Budget, Examination, Finding, Status, Topic
 from pinstorm.doctor.locked_memory import Charged
@@ -163,6 +171,19 @@ def test_the_memory_can_be_less_than_the_limit() -> None:
     assert "/sys/fs/cgroup/job" in one.because
 
 
+def test_the_mapping_itself_can_be_refused() -> None:
+    limited = process(-1, -1, address_space_bytes=2 * GIB, vmsize_bytes=GIB // 2)
+    one = budgets(sight(limited))["direct-io"]
+    assert (one.bound_by, one.largest_bytes) == ("address-space", 3 * GIB // 2)
+    assert (one.errno, one.fails_from_bytes) == ("ENOMEM", None)
+    machine = Machine(available_bytes=4 * GIB, commit_left_bytes=GIB)
+    strict = sight(process(-1, -1), evidence=Evidence(machine=machine, groups=()))
+    one = budgets(strict)["rdma"]
+    assert (one.bound_by, one.largest_bytes, one.errno) == ("commit", GIB, "ENOMEM")
+    # nor is a small RLIMIT_MEMLOCK hidden by it
+    assert budgets(sight(process(address_space_bytes=GIB)))["rdma"].bound_by == "memlock"
+
+
 def test_a_device_can_be_smaller_than_the_memory() -> None:
     survey = Survey(Surroundings(device="x0", device_can={"max_mr_size_bytes": GIB}))
     found = budgets(sight(process(-1, -1), survey=survey))
@@ -183,8 +204,59 @@ def test_a_soft_limit_is_raised_without_root(
     assert pin_budget.raise_memlock(process(soft_bytes, hard_bytes)) == command
 
 
-def test_a_hard_limit_is_raised_for_what_started_us() -> None:
-    assert "--memlock=unlimited:unlimited" in pin_budget.raise_memlock(process())
+def test_a_hard_limit_is_raised_for_what_started_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getppid", lambda: 7)
+    command = "prlimit --pid 7 --memlock=unlimited:unlimited"
+    assert pin_budget.raise_memlock(process()) == command
+    # whole KiB of the hard limit would be less than the soft one
+    assert pin_budget.raise_memlock(process(10000, 10200)) == command
+    # the first process of a container: prlimit --pid 0 would be prlimit itself
+    monkeypatch.setattr(os, "getppid", lambda: 0)
+    assert pin_budget.raise_memlock(process()) is None
+
+
+@pytest.mark.parametrize(
+    ("limits_", "command"),
+    [
+        ((GIB, -1), "ulimit -S -v unlimited"),
+        ((GIB, 2 * GIB), f"ulimit -S -v {2 * GIB // KIB}"),
+        ((GIB, GIB), "prlimit --pid 7 --as=unlimited:unlimited"),
+    ],
+)
+def test_an_address_space_is_raised_as_far_as_the_hard_limit_lets(
+    monkeypatch: pytest.MonkeyPatch, limits_: tuple[int, int], command: str
+) -> None:
+    monkeypatch.setattr(os, "getppid", lambda: 7)
+    monkeypatch.setattr(raised_limit, "getrlimit", lambda name: limits_)
+    found = limits_of(sight(process(address_space_bytes=limits_[0])))["address-space"]
+    assert (found.status, found.command) == (Status.LIMITED, command)
+
+
+def test_of_limits_that_are_not_known_no_command_is_made_up() -> None:
+    seen = limits_of(sight(process(None, None, real_uid=None, initial_userns=None)))
+    for name in ("memlock-limit", "cap-ipc-lock"):
+        assert (seen[name].status, seen[name].command) == (Status.LIMITED, None), seen[name]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "loadable", "command"),
+    [
+        ("64", False, "echo 1024 > /sys/module/udmabuf/parameters/size_limit_mb"),
+        (None, True, "modprobe udmabuf size_limit_mb=1024"),
+        (None, None, "modprobe udmabuf size_limit_mb=1024"),
+        (None, False, None),
+    ],
+)
+def test_a_modules_limit_is_raised_where_the_module_is(
+    monkeypatch: pytest.MonkeyPatch,
+    parameter: str | None,
+    loadable: bool | None,
+    command: str | None,
+) -> None:
+    monkeypatch.setattr(modules, "parameter", lambda *names: parameter)
+    monkeypatch.setattr(modules, "can_load", lambda name: loadable)
+    one = budgets(sight())["udmabuf"]
+    assert (one.bound_by, one.largest_bytes, one.command) == ("module", 64 << 20, command)
 
 
 # -- findings -----------------------------------------------------------------------------------
@@ -358,6 +430,13 @@ def test_of_a_table_only_what_differs_is_told() -> None:
         '{"doctor_schema": 1, "where": {}, "findings": {}, "budget": []}',
         '{"doctor_schema": 1, "where": {}, "findings": [{"id": 1}], "budget": []}',
         '{"doctor_schema": true}',
+        '{"doctor_schema": true, "where": {}, "findings": [], "budget": []}',
+        '{"doctor_schema": 1, "where": {"launched_by": 5}, "findings": [], "budget": []}',
+        '{"doctor_schema": 1, "where": {}, "findings": [{"id": "a", "figures": 5}], "budget": []}',
+        '{"doctor_schema": 1, "where": {"a": NaN}, "findings": [], "budget": []}',
+        '{"doctor_schema": 1, "where": {"a": 1e999}, "findings": [], "budget": []}',
+        "[" * 100_000,
+        '{"doctor_schema": 1, "where": {"a": ' + "[" * 900 + "]" * 900 + "}}",
     ],
 )
 def test_what_is_no_doctors(tmp_path: Path, text: str) -> None:
@@ -365,6 +444,11 @@ def test_what_is_no_doctors(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match="no output of pinstorm doctor"):
         against.read(path)
+
+
+def test_what_never_ends_is_not_read_to_the_end() -> None:
+    with pytest.raises(UsageError, match="no output of pinstorm doctor"):
+        against.read(Path("/dev/zero"))
 
 
 def test_a_newer_schema(tmp_path: Path) -> None:
@@ -396,22 +480,45 @@ def test_the_listing_fits_and_says_what_to_do(
     assert command.endswith("--memlock=unlimited:unlimited")
 
 
-def test_the_differences_fit(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    there = examination(sight(process(128 * KIB, 128 * KIB)))
-    there["where"]["host"] = "\x1b[31mred"
-    path = tmp_path / "there.json"
+def shown_against(
+    there: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+) -> str:
     path.write_text(json.dumps(there))
     seen = sight()
     made = Examination({"host": "h"}, pin_budget.budgets(seen), tuple(limits.findings(seen)))
     monkeypatch.setattr(doctor_listing, "examine", lambda options, note: made)
     doctor_listing.show(Options(), path, False, print)
-    text = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_the_differences_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = examination(sight(process(128 * KIB, 128 * KIB)))
+    text = shown_against(there, capsys, monkeypatch, tmp_path / "there.json")
     assert max(map(len, text.splitlines())) <= 100
-    assert "\x1b" not in text, "nothing in a file speaks to a terminal"
     assert "128 KiB" in text
     assert "what it means" in text
+
+
+def test_nothing_in_a_file_speaks_to_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor is it a traceback, whatever stands where a name or a number should."""
+    there = examination(sight())
+    evil = "\x1b[31mred\ud800\u202e" + "x" * 1000
+    there["where"] |= {"host": evil, "launched_by": [evil, 1], "parent": [evil], "cgroup": 5}
+    row = there["findings"][0]
+    row["figures"] = {evil: 1, "a_bytes": 10**4000, "soft_bytes": [evil], "b": {evil: evil}}
+    there["findings"].append({"id": evil, "topic": [evil], "status": {}})
+    there["budget"][0] |= {"errno": evil, "bound_by": evil, "largest_bytes": 10**4000}
+    there["budget"].append({"mechanism": evil, "largest_bytes": 1, "errno": {}})
+    text = shown_against(there, capsys, monkeypatch, tmp_path / "there.json")
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert "?[31mred" in text
 
 
 # -- rdma ---------------------------------------------------------------------------------------
@@ -455,7 +562,9 @@ def test_a_device_that_is_down_and_used_up(monkeypatch: pytest.MonkeyPatch) -> N
     said = {**SAID, "odp": False, "odp_rc": [], "odp_rc_write": False, "odp_rc_read": False}
     found = rdma_of(monkeypatch, Answers(devices={"mlx5_0": said}), "DOWN", 1000)
     port = found["rdma-port-mlx5_0-1"]
-    assert (port.status, port.command) == (Status.LIMITED, "opensm --daemon")
+    assert (port.status, port.command) == (Status.LIMITED, None)  # a cable, or its other end
+    initial = rdma_of(monkeypatch, Answers(devices={"mlx5_0": said}), "INIT")
+    assert initial["rdma-port-mlx5_0-1"].command == "opensm --daemon"
     assert found["rdma-odp-mlx5_0"].status == Status.MISSING
     assert found["rdma-regions-mlx5_0"].status == Status.LIMITED
 

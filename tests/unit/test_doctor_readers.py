@@ -55,6 +55,23 @@ def test_a_module_that_stays() -> None:
     assert found["c"].users == 0
 
 
+def test_which_modules_could_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "kernel/drivers/media/test-drivers/vivid/vivid.ko.xz: kernel/drivers/a/videodev.ko.xz\n"
+        "kernel/drivers/vfio/pci/vfio-pci.ko:\n"
+    )
+    assert modules.parse_dep(text) == {"vivid", "vfio_pci"}
+    monkeypatch.setattr(modules, "MODULES", tmp_path / "modules")
+    monkeypatch.setattr(modules, "LIBRARY", tmp_path)
+    assert modules.can_load("vivid") is False, "a kernel without modules"
+    (tmp_path / "modules").touch()
+    assert modules.can_load("vivid") is None, "a container without the kernel's files"
+    below = tmp_path / os.uname().release
+    below.mkdir()
+    (below / "modules.dep").write_text(text)
+    assert (modules.can_load("vivid"), modules.can_load("udmabuf")) == (True, False)
+
+
 def test_parameters_are_read_where_they_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_nothing_of_a_record_speaks_to_a_terminal() -> None:
 def test_readable_keeps_what_people_write() -> None:
     assert readable("größe 大 (x)") == "größe 大 (x)"
     assert readable("a\nb\x9bc\u202ed\udcff") == "a?b?c?d\ufffd"
+    assert readable("a\ud800b") == "a?b"
 
 
 @pytest.mark.parametrize(

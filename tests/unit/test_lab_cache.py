@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pinstorm import cache
-from pinstorm.errors import WriteError
+from pinstorm.errors import UsageError, WriteError
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,17 @@ from pinstorm.errors import WriteError
 )
 def test_where(environ, path):
     assert cache._cache_path(environ) == path
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("PINSTORM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(UsageError, match="set PINSTORM_CACHE"):
+        cache.cache_path()
 
 
 def test_cannot_be_made(monkeypatch):

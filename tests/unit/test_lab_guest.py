@@ -1,8 +1,11 @@
 """Shapes, the command that boots a guest, what its console tells, and what set-up reads."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -244,3 +247,48 @@ def test_setup_needs_the_standard_library_alone():
     code = "import sys; sys.path.insert(0, '.'); import pinstorm.lab.setup"
     root = Path(__file__).resolve().parents[2]
     subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", code], cwd=root, check=True)
+
+
+# A QEMU that hangs, as it does where KVM is there and runs no guest.
+HANGS = """#!/bin/sh
+echo $$ > "$PINSTORM_CACHE/pid.new" && mv "$PINSTORM_CACHE/pid.new" "$PINSTORM_CACHE/pid"
+exec sleep 1000
+"""
+PROBE = """
+import signal
+from pathlib import Path
+from pinstorm.lab import accel
+from pinstorm.lab.kernels import Kernel
+signal.signal(signal.SIGINT, signal.default_int_handler)
+nothing = Path("/nothing")
+accel.why_kvm_fails(Kernel("backports", "7.2.0", nothing, nothing, None, nothing), 1000)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_probe_of_kvm_that_is_broken_off_leaves_no_qemu(tmp_path, number):
+    program = tmp_path / accel.QEMU
+    program.write_text(HANGS)
+    program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PINSTORM_CACHE": str(tmp_path),
+    }
+    deadline = time.monotonic() + 60
+    with subprocess.Popen(
+        [sys.executable, "-c", PROBE], env=environment, stderr=subprocess.DEVNULL
+    ) as probe:
+        while not (tmp_path / "pid").exists():
+            assert probe.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        qemu = Path("/proc", (tmp_path / "pid").read_text().strip())
+        probe.send_signal(number)
+    try:
+        while qemu.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        if qemu.exists():
+            os.kill(int(qemu.name), signal.SIGKILL)
