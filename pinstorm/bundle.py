@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pinstorm import journal
+from pinstorm import journal, record_form
 from pinstorm.errors import UsageError
 from pinstorm.parquet_tables import polars_schema
 from pinstorm.schema import COLUMNS, SCHEMA_VERSION, Column, row
@@ -137,7 +137,7 @@ def frame(
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read a bundle. Raises UsageError when it is none, half a one, or of a newer schema."""
+    """Read a bundle. UsageError when it is none, half a one, damaged, or of a newer schema."""
     directory = Path(path)
     manifest_path, journal_path = directory / MANIFEST, directory / JOURNAL
     if not os.path.isdir(directory):
@@ -148,7 +148,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         if not os.path.exists(file):
             raise UsageError(f"bundle {path} is half a bundle, without {file.name}; run it again")
     manifest = read_manifest(directory)
-    return Bundle(directory, manifest, journal.read(journal_path))
+    contents = journal.read(journal_path)
+    for record in contents.records:
+        if field := record_form.broken(record):
+            raise UsageError(
+                f"journal {journal_path} is damaged: {field} of case {record['case']} is not of "
+                "the form that a run writes; copy the bundle again from where it was made"
+            )
+    return Bundle(directory, manifest, contents)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -259,7 +266,7 @@ def _remove_directories(made: list[Path]) -> None:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read {path} ({error}); name a bundle that a run wrote") from None
     if not isinstance(manifest, dict):
         raise UsageError(f"{path} is no manifest; name a bundle that a run wrote")

@@ -6,16 +6,19 @@ and nothing below it is looked at.
 """
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pinstorm import bundle
+from pinstorm import bundle, intervals, samples
 from pinstorm.errors import UsageError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _MARKS = (bundle.MANIFEST, bundle.JOURNAL, bundle.CASES)
+_READ = (*_MARKS, samples.SAMPLES, intervals.HISTOGRAMS, intervals.INTERVALS)
 # Below a directory of bundles: a lab run's parent among the runs of a campaign, and no further.
 _DEPTH = 4
 
@@ -42,7 +45,7 @@ def search(paths: Paths) -> Found:
     for path in map(Path, given):
         below = _of(path, found.notes)
         for one in below:
-            if _is_text(one, found.notes):
+            if _is_text(one, found.notes) and _is_of_files(one, found.notes):
                 seen.setdefault(os.path.realpath(one), one)
     if not seen:
         raise UsageError(found.notes[0] if found.notes else "no bundle is named; give one or more")
@@ -74,6 +77,17 @@ def _is_text(path: Path, notes: list[str]) -> bool:
         shown = os.fsencode(path).decode(errors="backslashreplace")
         notes.append(f"bundle {shown} has a name that is not UTF-8; rename it")
         return False
+    return True
+
+
+def _is_of_files(path: Path, notes: list[str]) -> bool:
+    """Whether nothing in it is a pipe or a device, which whoever reads would wait for."""
+    for one in (path / name for name in _READ):
+        with suppress(OSError):
+            mode = one.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                notes.append(f"{one} is no file; copy the bundle again from where it was made")
+                return False
     return True
 
 

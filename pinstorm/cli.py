@@ -4,6 +4,7 @@ Only this module prints and exits. Everything slow is imported inside the comman
 that ``pinstorm --help`` answers at once.
 """
 
+import errno
 import io
 import os
 import signal
@@ -64,12 +65,19 @@ Device = Annotated[
     typer.Option("--device", help="RDMA device, e.g. mlx5_0.", autocompletion=completion.devices),
 ]
 
+Scratch = Annotated[
+    list[Path] | None,
+    typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
+]
+
 
 def _examples(*commands: str) -> str:
     """The end of a command's help. The \\b keeps its lines as they are."""
     return "\b\n" + "\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
+# What print() raises, without a file name, where stdout is a file.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # uid_t has 32 bits, and its last value says "none" (setresuid(2)).
 _LAST_UID = (1 << 32) - 2
 
@@ -77,6 +85,7 @@ _LAST_UID = (1 << 32) - 2
 def main() -> None:
     """The console script: errors become one sentence and their exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _occupy_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A table in an ASCII locale shows \\xb1 for a plus-minus sign instead of a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -84,21 +93,28 @@ def main() -> None:
     try:
         # Without its standalone mode typer catches its own Exit, and returns the code.
         code = app(standalone_mode=False) or ExitCode.OK
+        if code == ExitCode.INTERRUPTED:  # what it makes of Ctrl-C, without a word
+            raise KeyboardInterrupt
         print(end="", flush=True)  # here, where a closed pipe is expected; no stdout is none
         sys.exit(code)
     except PinstormError as error:
-        print(f"pinstorm: {error}", file=sys.stderr)
+        _say(f"pinstorm: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("pinstorm: interrupted", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        _leave_closed_pipe(code)
+        _leave_without_output(code)
     except SystemExit as stop:
         # typer makes a failure of its own of it, with no way to tell it not to
         if isinstance(stop.__context__, BrokenPipeError):
-            _leave_closed_pipe(code)
+            _leave_without_output(code)
         raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        print(f"pinstorm: the output cannot be written ({error.strerror})", file=sys.stderr)
+        _leave_without_output(ExitCode.WRITE)
     except Exception as error:
         usage = _usage_text(error)
         if usage is None:
@@ -107,8 +123,22 @@ def main() -> None:
         sys.exit(ExitCode.USAGE)
 
 
-def _leave_closed_pipe(code: int) -> NoReturn:
-    """The reader, ``head`` say, has seen enough. What is still buffered goes nowhere."""
+def _occupy_standard_streams() -> None:
+    """What was closed leads nowhere; or the next file that a case opens would be taken for it.
+
+    sys.stdout stays None: a report that nobody gets is an error of its own.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+    if sys.stderr is None:  # print() would take stdout instead
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as long as we live
+
+
+def _leave_without_output(code: int) -> NoReturn:
+    """The reader (``head``, say) has seen enough, or a disk is full. What is buffered is let go."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     sys.exit(code)
@@ -127,10 +157,7 @@ def run(
     out: Out = None,
     resume: Resume = None,
     device: Device = None,
-    scratch: Annotated[
-        list[Path] | None,
-        typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
-    ] = None,
+    scratch: Scratch = None,
     only: Only = None,
     rounds: Rounds = None,
     hold: Hold = None,
@@ -344,10 +371,7 @@ def list_(
         str | None, typer.Option("--suite", help="With --diff: whose cases; the widest shipped.")
     ] = None,
     device: Device = None,
-    scratch: Annotated[
-        list[Path] | None,
-        typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
-    ] = None,
+    scratch: Scratch = None,
     as_json: AsJson = False,
 ) -> None:
     """Workloads, memories, suites and rules, what each needs and whether it is met here."""
@@ -399,10 +423,7 @@ def doctor(
         typer.Option("--against", metavar="FILE", help="What doctor --json said elsewhere; or -."),
     ] = None,
     device: Device = None,
-    scratch: Annotated[
-        list[Path] | None,
-        typer.Option("--scratch", help="Where files may be made; repeatable.", show_default="."),
-    ] = None,
+    scratch: Scratch = None,
     probe_kvm: Annotated[
         bool, typer.Option("--probe-kvm", help="Boot a guest to find out: up to 10 s, once a boot.")
     ] = False,
@@ -569,7 +590,10 @@ def _plan(
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    from pinstorm.evidence_parts import readable
+
+    # Names of files and cases are in it, and anybody's.
+    print("\n".join(map(readable, text.splitlines())), file=sys.stderr, flush=True)
 
 
 def _bar_listener(bar: Any) -> Any:

@@ -25,7 +25,7 @@ EXIT_MEANINGS: Final[Mapping[ExitCode, str]] = {
     ExitCode.OK: "every case passed or was skipped, and at least one ran",
     ExitCode.FAILED: "a case failed, crashed or timed out; of compare: a gate is broken",
     ExitCode.USAGE: "command line, suite or machine are not as the command needs them",
-    ExitCode.LOST: "the machine went away under a case",
+    ExitCode.LOST: "the machine went away under a case; of report: something could not be read",
     ExitCode.WRITE: "the results could not be written",
     ExitCode.NOTHING_RAN: "every case was skipped",
     ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the bundle is valid, and `--resume` goes on",

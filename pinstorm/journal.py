@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pinstorm.errors import PinstormError, UsageError, WriteError
+from pinstorm.errors import UsageError, WriteError
 
 
 @dataclass(slots=True)
@@ -210,7 +210,9 @@ def _read_bytes(path: Path) -> bytes:
         raise UsageError(f"journal {path} is not there; name the bundle of a run") from None
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
-        raise PinstormError(f"cannot read journal {path}: {reason}") from error
+        raise UsageError(
+            f"cannot read journal {path}: {reason}; read it as a user who may"
+        ) from error
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -223,7 +225,10 @@ def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def parse(raw: bytes) -> dict[str, Any]:
     """One line, as an object. ValueError when it is no line of a journal."""
-    line = json.loads(raw)
+    try:
+        line = json.loads(raw)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(line, dict):
         raise ValueError("not an object")
     _check_line(line)
@@ -233,7 +238,7 @@ def parse(raw: bytes) -> dict[str, Any]:
 def _check_line(line: dict[str, Any]) -> None:
     if not isinstance(line.get("seq"), int):
         raise ValueError("no seq")
-    is_record = "case" in line and "verdict" in line
+    is_record = line.get("case") is not None and line.get("verdict") is not None
     if not (is_record or "start" in line or "interrupted" in line):
         raise ValueError("neither a start, an interruption nor a record")
 

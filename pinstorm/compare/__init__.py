@@ -27,7 +27,10 @@ MARGIN: Final = effect.MARGIN
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything that is told of two sides. Changes name cases by their index in ``labels``."""
+    """Everything that is told of two sides. Changes name cases by their index in ``labels``.
+
+    ``with_pins``: the cases whose pins could be compared.
+    """
 
     a: Side
     b: Side
@@ -39,6 +42,7 @@ class Comparison:
     outcomes: list[OutcomeChange]
     foreseen: list[Foreseen]
     pins: list[PinChange]
+    with_pins: set[int]
     not_run: list[NotRun]
     timings: Timings
     gates: list[Judged]
@@ -89,6 +93,7 @@ class Comparison:
             "outcomes": cases(self.outcomes),
             "foreseen": cases(self.foreseen),
             "pins": cases(self.pins),
+            "pins_compared": len(self.with_pins),
             "not_run": cases(self.not_run),
             "timing": {
                 "refused": timings.refused,
@@ -118,33 +123,44 @@ def compare(
         if sides["A"].outcomes != sides["B"].outcomes and sides["A"].ran and sides["B"].ran
     ]
     told = foretold.foretell(paired, differing)
-    ran = sum(sides["A"].ran and sides["B"].ran for sides in ended.values())
-    timings = timing.compare(paired, alike, ran, margin=margin)
+    both = [index for index, sides in ended.items() if sides["A"].ran and sides["B"].ran]
+    timings = timing.compare(paired, alike, len(both), margin=margin)
     result = Comparison(
         paired.a,
         paired.b,
         paired.labels,
         paired.only,
-        ran,
+        len(both),
         environment.differences(paired),
         change.verdicts(ended),
         change.outcomes(ended, told),
         change.foreseen(ended, told),
         change.pins(paired, ended),
+        change.with_pins(paired),
         change.not_run(ended),
         timings,
         [],
     )
-    result.gates.extend(_judge(one, result, paired) for one in gates)
+    result.gates.extend(_judge(one, result, paired, both) for one in gates)
     return result
 
 
-def _judge(one: Gate, result: Comparison, paired: Paired) -> Judged:
+def _judge(one: Gate, result: Comparison, paired: Paired, both: Sequence[int]) -> Judged:
     if one.what in gate.FIGURES:
         return _judge_figure(one, result, paired)
     labels = result.labels
-    changes: list[tuple[str, str]] = []
-    untold = None if result.ran else "no case ran on both"
+    if one.what == gate.CASES:
+        ran = [*labels, *paired.ran_only_in_a]
+        changes = [(label, f"only in {result.a.given}") for label in paired.ran_only_in_a]
+        changes += [
+            (labels[n.index], f"not run in {result.b.given}")
+            for n in result.not_run
+            if n.side == "B"
+        ]
+        count = sum(map(one.covers, ran))
+        return gate.judge_thing(one, changes, count, None if count else one.nothing("both have"))
+    changes = []
+    untold = None if any(one.covers(labels[i]) for i in both) else one.nothing("ran on both")
     if one.what == gate.VERDICTS:
         worse = [v for v in result.flips if v.worse]
         unsteady = [labels[v.index] for v in result.verdicts if v.worse and not v.flipped]
@@ -160,25 +176,20 @@ def _judge(one: Gate, result: Comparison, paired: Paired) -> Judged:
             (labels[u.index], f"{' or '.join(u.seen)}, predicted {' or '.join(u.after)}")
             for u in result.unseen
         ]
-    elif one.what == gate.PINS:
-        changes = [(labels[p.index], pin_words(p)) for p in result.pins]
     else:
-        changes = [(label, f"only in {result.a.given}") for label in result.only["A"]]
-        changes += [
-            (labels[n.index], f"not run in {result.b.given}")
-            for n in result.not_run
-            if n.side == "B"
-        ]
+        changes = [(labels[p.index], pin_words(p)) for p in result.pins]
+        if not any(one.covers(labels[i]) for i in result.with_pins):
+            untold = one.nothing("has pin figures on both sides that the counters vouch for")
     return gate.judge_thing(one, changes, sum(map(one.covers, labels)), untold)
 
 
 def _judge_figure(one: Gate, result: Comparison, paired: Paired) -> Judged:
     timings = result.timings
-    lacking = timings.refused or "no case has that figure on both sides"
+    lacking = timings.refused or one.nothing("has that figure on both sides")
     if one.what in gate.PERCENTILES:
         found = timing.percentiles(paired, timings, one.what) if not timings.refused else []
         if not timings.refused:
-            lacking = f"no case has {timing.CYCLES_FOR_P99} timed cycles on each side"
+            lacking = one.nothing(f"has {timing.CYCLES_FOR_P99} timed cycles on each side")
         found += [t for t in timings.all if t.job is not None and t.measure == one.what]
     else:
         found = [t for t in timings.all if t.measure == one.what]

@@ -225,6 +225,17 @@ def pins(paired: Paired, ended: Endings) -> list[PinChange]:
     return sorted(found, key=lambda change: change.index)
 
 
+def with_pins(paired: Paired) -> set[int]:
+    """The cases of which both sides have a pin figure that the counters vouch for, or VmPin."""
+    import polars
+
+    known = paired.rounds.filter(
+        polars.any_horizontal(polars.col(name).is_not_null() for name, _ in _PINS)
+    )
+    of_side = [set(known.filter(polars.col("side") == side)["index"]) for side in SIDES]
+    return of_side[0] & of_side[1]
+
+
 def _both(ended: Endings) -> Iterable[tuple[int, tuple[Ending, Ending]]]:
     for index, sides in ended.items():
         a, b = (sides[side] for side in SIDES)

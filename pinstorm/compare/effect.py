@@ -49,12 +49,15 @@ class Common:
 class Effects:
     """One entry per case; NaN where a side has fewer than two rounds.
 
-    ``ratio``: B over A, of the trimmed means of the logarithms. ``low``, ``high``: its interval at
+    ``a``, ``b``: each side's figure, of the trimmed mean of its logarithms, at the speed that its
+    rounds usually have. ``ratio``: B over A. ``low``, ``high``: its interval at
     1 - alpha / comparisons; with the factor that all cases share, and without. ``rounds_a``,
     ``rounds_b``: how many there are. ``enough``: whether so few can tell anything. ``alone``:
     neither other cases nor other runs tell what is the machine's.
     """
 
+    a: Array
+    b: Array
     ratio: Array
     low: Array
     high: Array
@@ -109,7 +112,16 @@ def estimate(
     enough = usable & (orders(rounds_a, rounds_b) >= 2 * comparisons / alpha)
     alone = common is None and min(a.shape[1], b.shape[1]) < 2
     return Effects(
-        np.exp(raw), np.exp(low), np.exp(high), rounds_a, rounds_b, enough, alone, common
+        np.exp(side_a.centre),
+        np.exp(side_b.centre),
+        np.exp(raw),
+        np.exp(low),
+        np.exp(high),
+        rounds_a,
+        rounds_b,
+        enough,
+        alone,
+        common,
     )
 
 

@@ -95,9 +95,9 @@ def _facts(side: Side) -> dict[str, str]:
 def _of_manifest(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for what, path in _FIELDS:
         value = _at(manifest, path)
-        yield what, value[:12] if path == ("suite", "sha256") and value else value
+        yield what, str(value)[:12] if path == ("suite", "sha256") and value else value
     yield "command line", _command_line(_at(manifest, ("kernel", "cmdline")))
-    for device in manifest.get("rdma") or ():
+    for device in (one for one in manifest.get("rdma") or () if isinstance(one, Mapping)):
         for key in ("driver", "firmware", "hca_type"):
             yield f"{device.get('name')} {key}", device.get(key)
     for what, path in _TABLES:

@@ -14,6 +14,7 @@ from typing import Any
 from pinstorm import oracle, prediction, verdict
 from pinstorm.bundle import JOURNAL
 from pinstorm.compare.pairing import RAN, Paired, Side
+from pinstorm.manifest_form import part
 from pinstorm.oracle import AmbiguousRules, NoRule
 from workloads.spec import Case
 
@@ -53,12 +54,12 @@ def foretell(paired: Paired, changed: Collection[int]) -> dict[int, Foretold]:
     return {index: _foretold(a[index], b[index]) for index in sorted(a.keys() & b.keys())}
 
 
-def _versions(side: Side) -> set[tuple[Any, Any]]:
+def _versions(side: Side) -> set[tuple[str, str]]:
     """A kernel is its release and how it was built."""
     found = set()
     for manifest in side.manifests.values():
-        kernel = manifest.get("kernel") or {}
-        found.add((kernel.get("release"), kernel.get("version")))
+        kernel = part(manifest, "kernel")
+        found.add((str(kernel.get("release")), str(kernel.get("version"))))
     return found
 
 
@@ -91,7 +92,7 @@ def _records(path: Path) -> Iterator[Record]:
     """The records as the journal has them: the tables lack what rules ask of the machine."""
     with contextlib.suppress(OSError), open(path / JOURNAL, "rb") as lines:
         for line in lines:
-            with contextlib.suppress(ValueError):  # torn
+            with contextlib.suppress(ValueError, RecursionError):  # torn, or nobody's
                 record = json.loads(line)
                 if isinstance(record, dict) and "verdict" in record:
                     yield record

@@ -54,6 +54,10 @@ class Gate:
         _, _, case = label.rpartition(": ")
         return self.glob is None or fnmatchcase(label, self.glob) or fnmatchcase(case, self.glob)
 
+    def nothing(self, what: str) -> str:
+        """Why there is nothing to judge: ``no case in rdma/* ran on both``."""
+        return f"no case {f'in {self.glob} ' if self.glob is not None else ''}{what}"
+
 
 @dataclass(frozen=True, slots=True)
 class Broken:

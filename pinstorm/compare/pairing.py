@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pinstorm import frames
 from pinstorm.errors import UsageError
+from pinstorm.manifest_form import sound
 from pinstorm.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SIDES: Final = ("A", "B")
 EMULATED: Final = "tcg"
+# Of records that do not say how they were run.
+UNKNOWN: Final = "unknown"
 
 # Of each round; the names are the columns'.
 FIGURES: Final = (
@@ -32,6 +35,8 @@ FIGURES: Final = (
     "pins_bound",
 )
 _CYCLES_AT_ONCE: Final = 10_000_000
+# More than a year of them; so that a damaged number asks for no memory.
+_MOST_ROUNDS: Final = 100_000
 # Verdicts of cases that ran to an outcome of their own.
 RAN: Final = ("pass", "fail")
 
@@ -63,7 +68,7 @@ class Paired:
     ``endings``: index, side, verdict, outcome, reason, count.
     ``rounds``: index, side, run, round, cycles and FIGURES of the rows that ran; figures that the
     counters cannot vouch for are null. ``loads``: index, side, run, round, jobs of the loads.
-    ``only``: cases that only one side has, by side.
+    ``only``: cases that only one side has, by side; ``ran_only_in_a``: those of A that ran.
     """
 
     a: Side
@@ -75,6 +80,7 @@ class Paired:
     rounds: "polars.DataFrame"
     loads: "polars.DataFrame"
     only: dict[str, list[str]]
+    ran_only_in_a: list[str]
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -87,7 +93,7 @@ class Paired:
 
     @property
     def mixed(self) -> bool:
-        """Emulated times on one side and real ones on the other, or both on one."""
+        """Emulated times beside others, or beside some of which nobody knows what they are."""
         accels = {*self.a.accels, *self.b.accels}
         return EMULATED in accels and len(accels) > 1
 
@@ -115,6 +121,8 @@ def pair(path_a: Path, path_b: Path) -> Paired:
         )
     )
     keys, only = _keys(endings, a, b)
+    ran_in_a = endings.filter((polars.col("side") == "A") & (polars.col("verdict") != "skip"))
+    ran = {_label(*row) for row in ran_in_a.select("on", "case").iter_rows()}
     _check_params(endings.join(keys, on=["on", "case"]))
     lazy_keys = keys.lazy()
     joined = rows.join(lazy_keys, on=["on", "case"])
@@ -132,6 +140,7 @@ def pair(path_a: Path, path_b: Path) -> Paired:
             )
         ),
         only,
+        [label for label in only["A"] if label in ran],
     )
 
 
@@ -143,7 +152,7 @@ def run_numbers(side: Side) -> dict[str, int]:
 def _side(name: str, path: Path) -> Side:
     import polars
 
-    found = frames.scan(path)
+    found = sound(frames.scan(path))
     for where, directory in frames.find(path):
         if where not in found.manifests and _newer(directory):
             raise UsageError(
@@ -151,7 +160,9 @@ def _side(name: str, path: Path) -> Side:
                 "newer pinstorm that wrote it"
             )
     # What has only begun has no ending that could be compared.
-    rows = found.cases.filter(polars.col("reason").ne_missing("unfinished"))
+    rows = found.cases.filter(polars.col("reason").ne_missing("unfinished")).with_columns(
+        polars.col("round").fill_null(0)
+    )
     facts = frames.collect(
         rows.select(
             polars.col("kernel").unique().implode().alias("kernels"),
@@ -160,11 +171,15 @@ def _side(name: str, path: Path) -> Side:
         )
     ).row(0, named=True)
     if facts["rounds"] is None:
-        raise UsageError(f"{path} has no cases yet: name a run that has ended")
-    kernels, accels = (
-        tuple(sorted(value for value in facts[key] if value is not None))
-        for key in ("kernels", "accels")
-    )
+        why = f"{path} has no cases yet: name a run that has ended"
+        raise UsageError(found.notes[0] if found.notes else why)
+    if not 0 < facts["rounds"] <= _MOST_ROUNDS:
+        raise UsageError(
+            f"{path} has a case of round {facts['rounds'] - 1}, which no run has: copy the bundle "
+            "again from where it was made"
+        )
+    kernels = tuple(sorted(value for value in facts["kernels"] if value is not None))
+    accels = tuple(sorted(UNKNOWN if value is None else value for value in facts["accels"]))
     return Side(
         name,
         str(path),
@@ -182,7 +197,7 @@ def _newer(directory: Path) -> bool:
     """Whether its manifest says a schema of the future; one that cannot be read says nothing."""
     try:
         manifest = json.loads((directory / "manifest.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     version = manifest.get("schema") if isinstance(manifest, dict) else None
     return isinstance(version, int) and version > SCHEMA_VERSION
@@ -248,7 +263,7 @@ def _check_params(endings: "polars.DataFrame") -> None:
     for _, case, several in texts.iter_rows():
         kinds = {_canonical(text) for text in several}
         if len(kinds) > 1:
-            one, other = (json.loads(kind) or {} for kind in sorted(kinds)[:2])
+            one, other = (json.loads(kind) for kind in sorted(kinds)[:2])
             names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
             said = ", ".join(
                 f"{n} {one.get(n, '-')} and {other.get(n, '-')}" for n in sorted(names)
@@ -261,9 +276,10 @@ def _check_params(endings: "polars.DataFrame") -> None:
 
 def _canonical(text: str | None) -> str:
     try:
-        return json.dumps(json.loads(text or "null"), sort_keys=True)
-    except ValueError:
-        return json.dumps({"params": text})
+        params = json.loads(text or "{}") or {}
+    except (ValueError, RecursionError):
+        params = text
+    return json.dumps(params if isinstance(params, dict) else {"params": params}, sort_keys=True)
 
 
 def _rounds(joined: "polars.LazyFrame", a: Side, b: Side) -> "polars.DataFrame":

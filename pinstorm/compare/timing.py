@@ -252,14 +252,22 @@ def _of_jobs(text: str) -> list[tuple[str, str, float]]:
     found: list[tuple[str, str, float]] = []
     jobs = json.loads(text)
     for number, job in enumerate(jobs if isinstance(jobs, list) else ()):
+        if not isinstance(job, Mapping):
+            continue
         name = str(job.get("name") or number)
-        if job.get("ops_s"):
+        if _is_time(job.get("ops_s")):
             found.append((name, RATE, float(job["ops_s"])))
-        for kind, latency in (job.get("latency_ns") or {}).items():
+        latencies = job.get("latency_ns")
+        for kind, latency in (latencies if isinstance(latencies, Mapping) else {}).items():
             for key, word in (("p50", "median"), ("p99", P99)):
-                if (latency or {}).get(key):
+                if isinstance(latency, Mapping) and _is_time(latency.get(key)):
                     found.append((name, f"{kind}.{word}", float(latency[key])))
     return found
+
+
+def _is_time(value: Any) -> bool:
+    """Whether it has a logarithm."""
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _timings(
@@ -271,7 +279,11 @@ def _timings(
     margin: float,
 ) -> list[Timing]:
     found = []
-    middle_a, middle_b = (np.nanmedian(x, axis=(1, 2)) for x in (a, b))
+    # Of one round there is no other figure than that round's.
+    figures = [
+        np.where(np.isfinite(effects.ratio), figure, np.nanmedian(rounds, axis=(1, 2)))
+        for figure, rounds in ((effects.a, a), (effects.b, b))
+    ]
     for row, (index, job) in enumerate(keys):
         low, high = float(effects.low[row]), float(effects.high[row])
         known = bool(effects.enough[row]) and not effects.alone and math.isfinite(high - low)
@@ -279,14 +291,14 @@ def _timings(
         why: Why | None = "few-rounds" if not effects.enough[row] else "one-run"
         if known:
             word, why = _verdict(low, high, margin, more_is_faster=measure == RATE)
-        ratio = float(effects.ratio[row])
+        figure_a, figure_b = (float(side[row]) for side in figures)
         found.append(
             Timing(
                 index,
                 measure,
-                float(middle_a[row]),
-                float(middle_b[row]),
-                ratio if math.isfinite(ratio) else float(middle_b[row] / middle_a[row]),
+                figure_a,
+                figure_b,
+                figure_b / figure_a,
                 low if known else None,
                 high if known else None,
                 word,

@@ -42,10 +42,8 @@ Runs = Mapping[str, Sequence[Record]]
 
 def text(bundles: Sequence[Bundle]) -> str:
     """The document, in Markdown."""
-    # A load is several jobs at once: there is no cell for it.
     runs = {
-        reason.kernel_of(bundle): [r for r in bundle.records if not is_load(r)]
-        for bundle in bundles
+        reason.kernel_of(bundle): [r for r in bundle.records if _has_cell(r)] for bundle in bundles
     }
     runs = {kernel: runs[kernel] for kernel in sorted(runs, key=release_order)}
     suites = sorted({str((b.manifest.get("suite") or {}).get("name")) for b in bundles})
@@ -67,6 +65,12 @@ def text(bundles: Sequence[Bundle]) -> str:
         *_rule_table(runs),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _has_cell(record: Record) -> bool:
+    """A load is several jobs at once; and of a workload of somebody's own nothing is known."""
+    known = any(spec.name == record.get("workload") for spec in WORKLOADS)
+    return known and isinstance(record.get("params"), Mapping) and not is_load(record)
 
 
 def case_number(workload: str, params: Mapping[str, Any]) -> int:
@@ -190,7 +194,7 @@ def _said_by(by_kernel: Mapping[str, Record]) -> str:
         if one["outcome"] == other["outcome"]:
             continue
         found = _steps(one, other)
-        allowed = {o for r in (one, other) for o in (r.get("expected") or {}).get("outcomes", ())}
+        allowed = {o for r in (one, other) for o in (r.get("expected") or {}).get("outcomes") or ()}
         if not found and {one["outcome"], other["outcome"]} <= allowed:
             found_names = [str(r["expected"]["rule"]) for r in (one, other)]
         else:
@@ -267,7 +271,7 @@ def _set_tables(runs: Runs) -> list[str]:
     ran = [record for records in runs.values() for record in records if record["verdict"] in _RAN]
     for record in ran:
         said = record.get("expected") or {}
-        if len(said.get("outcomes", ())) > 1:
+        if len(said.get("outcomes") or ()) > 1:
             key = ", ".join(said["outcomes"]), str(said.get("why", ""))
             groups.setdefault(key, {})[record["case"]] = None
     if not groups:

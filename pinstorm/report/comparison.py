@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pinstorm import compare
@@ -12,7 +12,7 @@ from pinstorm.compare import Comparison, gate
 from pinstorm.compare.change import Foreseen
 from pinstorm.compare.pairing import Side
 from pinstorm.compare.timing import RATE, Timing
-from pinstorm.report.paragraph import Hanging
+from pinstorm.report.paragraph import Hanging, Harmless
 from pinstorm.report.sheet import print_parts, sheet
 from pinstorm.units import format_ns
 
@@ -32,7 +32,7 @@ _NOT_TOLD: Final = {
 
 def show(result: Comparison, *, wide: bool = False) -> None:
     """Print it; ``wide``: every case, and times that did not change, too."""
-    print_parts(*_parts(result, wide))
+    print_parts(Harmless(Group(*_parts(result, wide))))
 
 
 def _parts(result: Comparison, wide: bool) -> list[RenderableType]:
@@ -45,8 +45,15 @@ def _parts(result: Comparison, wide: bool) -> list[RenderableType]:
         *_gates(result),
     ]
     if not result.changed:
-        parts += ["", Text("nothing changed", style="bold")]
+        parts += ["", Text(unchanged(result), style="bold")]
     return parts
+
+
+def unchanged(result: Comparison) -> str:
+    """``nothing changed``, and what that is not said of."""
+    untold = result.timings.counts()["can't tell"]
+    words = f", as far as can be told: not of {untold} times" if untold else ""
+    return f"nothing changed{words}"
 
 
 def side_words(side: Side) -> str:
@@ -161,19 +168,25 @@ def foreseen_words(one: Foreseen) -> str:
 
 
 def _pins(result: Comparison, wide: bool) -> list[RenderableType]:
-    if not result.pins:
-        return ["", Text("pins: no change", style="bold")]
-    cases = len({one.index for one in result.pins})
-    parts: list[RenderableType] = [
-        "",
-        Text(f"pins: {len(result.pins)} figures of {cases} cases changed", style="bold"),
-    ]
+    parts: list[RenderableType] = ["", Text(f"pins: {pin_summary(result)}", style="bold")]
     groups: dict[str, list[str]] = {}
     for one in result.pins:
         groups.setdefault(compare.pin_words(one), []).append(result.labels[one.index])
     for words, names in sorted(groups.items(), key=lambda group: -len(group[1])):
         parts.append(_cases(f"  {words} ({len(names)}): ", names, wide))
     return parts
+
+
+def pin_summary(result: Comparison) -> str:
+    """``no change``, and of how many cases that is said where it is not of all."""
+    known = len(result.with_pins)
+    if not known:
+        return "not compared: no figures on both sides that the counters vouch for"
+    changed = len({one.index for one in result.pins})
+    words = f"{len(result.pins)} figures of {changed} cases changed" if changed else "no change"
+    cases = "1 case" if known == 1 else f"{known} cases"
+    left = "" if known >= result.ran else f", of {cases} with figures on both sides"
+    return f"{words}{left}"
 
 
 def _times(result: Comparison, wide: bool) -> list[RenderableType]:
@@ -230,7 +243,7 @@ def time_notes(result: Comparison) -> list[str]:
 
 def _time_table(result: Comparison, timings: Sequence[Timing]) -> RenderableType:
     emulated = " emulated" if result.emulated else ""
-    header = ("verdict", "figure", f"A{emulated}", "B", "B to A", "interval", "case")
+    header = ("verdict", "figure", f"A{emulated}", f"B{emulated}", "B to A", "interval", "case")
     rows = [
         (
             Text(timing.verdict, style=STYLES.get(timing.verdict, "")),

@@ -13,6 +13,7 @@ from pinstorm.compare.timing import Timing
 from pinstorm.errors import UsageError
 from pinstorm.report import comparison
 from pinstorm.report import output as outputs
+from pinstorm.report.reason import one_line
 
 TABLE: Final = "table"
 FORMATS: Final = (TABLE, "html", "md", "json")
@@ -143,7 +144,8 @@ def headline(result: Comparison) -> str:
         (counts["slower"], "slower"),
         (counts["faster"], "faster"),
     ]
-    return ", ".join(f"{count} {what}" for count, what in words if count) or "nothing changed"
+    told = ", ".join(f"{count} {what}" for count, what in words if count)
+    return told or comparison.unchanged(result)
 
 
 def called(result: Comparison) -> list[Timing]:
@@ -199,7 +201,7 @@ def _md_line(cells: Sequence[str]) -> str:
 
 def _md(text: str) -> str:
     """Text as it is, whatever it has in it: as code where it is plain, else every sign escaped."""
-    text = " ".join(text.split())
+    text = one_line(text)
     if "/" in text and _PLAIN.fullmatch(text):
         return f"`{text}`"
     return "".join(f"&#{ord(c)};" if c in _MEANT else c for c in text)

@@ -16,7 +16,7 @@ from pinstorm.errors import UsageError
 from pinstorm.report import output as outputs
 from pinstorm.report import reason
 from pinstorm.report.output import Stream
-from pinstorm.report.reason import Record
+from pinstorm.report.reason import Record, one_line
 
 if TYPE_CHECKING:
     import polars
@@ -48,7 +48,8 @@ def emit(
     """Write bundles, or those of lab runs' parents and other directories, on stdout or to a file.
 
     ``command``: what repeats a bundle's run. What was shown, for the exit code: its records, or
-    of the streamed formats one ``{"verdict": …}`` for each verdict there is. Raises UsageError,
+    of the streamed formats one ``{"verdict": …}`` for each verdict there is, and a lost one where
+    something could not be read. Raises UsageError,
     and WriteError when ``output`` cannot be written. What the streamed formats could not read is
     told in them, of ``csv`` on stderr.
     """
@@ -77,12 +78,13 @@ def emit(
 
 def _bundles(paths: Sequence[Path]) -> list[Bundle]:
     """Each once, in the order given. UsageError for one that is not whole."""
-    from pinstorm import bundle_search
+    from pinstorm import bundle_search, manifest_form
 
     found = bundle_search.search(paths)
     if found.notes:
         raise UsageError(found.notes[0])
-    return [open_bundle(path) for path in found.paths.values()]
+    opened = [open_bundle(path) for path in found.paths.values()]
+    return [replace(one, manifest=manifest_form.kept(one.manifest)) for one in opened]
 
 
 def _rejudged(bundle: Bundle) -> Bundle:
@@ -106,7 +108,7 @@ def _emit_streamed(
         from pinstorm.report import markdown
 
         outputs.write(markdown.text(found), output)
-        return verdicts
+        return verdicts + _unread(found)
     with outputs.streamed(output) as stream:
         try:
             _write(found, form, stream)
@@ -116,8 +118,12 @@ def _emit_streamed(
             raise UsageError(f"a bundle changed while it was read ({error}); try again") from None
     # JSON has them itself.
     for note in found.notes if form == "csv" else ():
-        print(f"pinstorm: {note}", file=sys.stderr)
-    return verdicts
+        print(f"pinstorm: {one_line(note)}", file=sys.stderr)
+    return verdicts + _unread(found)
+
+
+def _unread(found: "Frames[polars.LazyFrame]") -> list[Record]:
+    return [{"verdict": "lost"}] if found.notes else []
 
 
 def _verdicts(found: "Frames[polars.LazyFrame]") -> list[Record]:

@@ -53,7 +53,7 @@ def _suite(bundle: Bundle, command: str) -> TestSuite:
 
 
 def _case(record: Record, name: str, command: str) -> TestCase:
-    workload = _plain(str(record["workload"]))
+    workload = _plain(str(record.get("workload") or record["case"].partition("/")[0]))
     case = TestCase(_plain(name), classname=workload, time=reason.seconds(record))
     verdict, summary = str(record["verdict"]), _plain(reason.summary(record))
     if verdict == "skip":

@@ -39,9 +39,18 @@ def parts(records: Sequence[Record], *, emulated: bool) -> list[RenderableType]:
     """Nothing where no load has run."""
     found: list[RenderableType] = []
     for record in records:
-        if record.get("jobs"):
+        if record.get("jobs") and is_whole(record):
             found += [*_load(record, emulated), ""]
     return found
+
+
+def is_whole(record: Record) -> bool:
+    """Whether its jobs and load have all that is told of them; a bundle may be anybody's."""
+    try:
+        sentences(record)
+        return all(job_rows(job) for job in record["jobs"])
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        return False
 
 
 def header(*, emulated: bool) -> tuple[str, ...]:

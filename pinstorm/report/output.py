@@ -5,6 +5,7 @@ written through and never replaced; a directory, a block device or a socket is r
 """
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -102,6 +103,8 @@ def _opened(path: Path, fd: int | None) -> contextlib.AbstractContextManager[int
 
 def _write_stdout(data: Any) -> None:
     rest = memoryview(data)
+    if sys.stdout is None:  # closed by whoever started this
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     sys.stdout.flush()
     # An unbuffered stdout (python -u) takes what fits, as write(2) does.
     while rest:

@@ -82,14 +82,14 @@ class Overview:
 
 def read(paths: Sequence[Path], *, rejudge: bool = False, tables: bool = True) -> Overview:
     """Raises UsageError when nothing of it can be shown. ``tables``: with records, of a few."""
-    from pinstorm.report.html import places
+    from pinstorm.manifest_form import sound
 
-    found = places.sound(frames.scan(paths, rejudge=rejudge))
+    found = sound(frames.scan(paths, rejudge=rejudge))
     try:
         counted = _counted(found)
     except UsageError:
         # Damage that a file's footer does not tell: without it the rest is shown.
-        found = places.sound(frames.scan(paths, rejudge=rejudge, verify=True))
+        found = sound(frames.scan(paths, rejudge=rejudge, verify=True))
         counted = _counted(found)
     verdicts: dict[str, Counter[str]] = {name: Counter() for name in found.paths}
     for name, word, count in counted:

@@ -1,11 +1,30 @@
 """Text that folds by its own rules, for rich: paragraphs, and the names of cases."""
 
+import re
 import textwrap
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.text import Text
+
+# C0 but for line feeds and tabs, DEL, C1, and what turns the direction of text.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True, slots=True)
+class Harmless:
+    """What it holds, without what a terminal would obey: anybody may have written a bundle."""
+
+    inner: RenderableType
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self.inner)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            yield Segment(_OBEYED.sub("", segment.text), segment.style, segment.control)
 
 
 @dataclass(frozen=True, slots=True)

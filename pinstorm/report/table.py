@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pinstorm.report import load_table
-from pinstorm.report.paragraph import CaseName, Hanging
+from pinstorm.report.paragraph import CaseName, Hanging, Harmless
 from pinstorm.report.reason import cause_words
 from pinstorm.report.sheet import PLAIN_WIDTH
 
@@ -70,11 +70,13 @@ def show(
 ) -> None:
     """Print the report on stdout, or ``file``; without a terminal 100 columns and no colours."""
     stream = file or sys.stdout
+    if stream is None:  # closed by whoever started this
+        return
     terminal = stream.isatty()
     console = Console(
         file=stream, width=None if terminal else PLAIN_WIDTH, highlight=False, emoji=False
     )
-    report = render(records, emulated=emulated, wide=wide, command=command)
+    report = Harmless(render(records, emulated=emulated, wide=wide, command=command))
     if wide:
         # All of it, and the terminal may break the lines: a squeezed table hides figures.
         needed = Measurement.get(console, console.options.update(width=400), report).maximum

@@ -563,3 +563,18 @@ def test_reader_that_goes_away(tmp_path: Path) -> None:
     command = f"{SCRIPT} list --rules | head -1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr == ""
+
+
+def test_a_run_whose_stderr_is_closed(tmp_path: Path) -> None:
+    """No file of a case's may get its number: what is printed there would go into that file."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    deadline_s = time.monotonic() + TURN_DEADLINE_S
+    while True:
+        script = f"exec {SCRIPT} run tiny.toml --out out 2>&-"
+        done = subprocess.run(["/bin/sh", "-c", script], cwd=tmp_path, capture_output=True)
+        # another run has the machine, which it says nowhere
+        if done.returncode != 2 or time.monotonic() > deadline_s:
+            break
+        time.sleep(0.3)
+    assert done.returncode == 0
+    assert b"2 cases: 2 pass" in done.stdout

@@ -155,6 +155,37 @@ def test_case_that_passed_alike_has_figures_rule_and_command(browser: Any, repor
         assert "pinstorm lab run matrix --only rdma-register/memfd/rw/64KiB" in told
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_entry_of_a_plot_is_chosen_by_keyboard(browser: Any, report: Path, theme: str) -> None:
+    with Opened(browser, report, color_scheme=theme) as opened:
+        window = opened.page
+        plot = window.locator("#acquire-by-memory")
+        plot.scroll_into_view_if_needed()
+        plot.locator(".main-svg").first.wait_for()
+        assert plot.locator(".updatemenu-container").count() == 0
+        assert plot.get_by_role("combobox", name="show Acquire latency by memory").count() == 1
+        data = "document.querySelector('#acquire-by-memory .figure').data[0].text"
+        first, high = window.evaluate(data), plot.locator(".figure").bounding_box()["height"]
+        heights = set()
+        # From the link before the plots: whatever the plots have is a stop of Tab.
+        select = plot.locator("select")
+        select.focus()
+        for _ in range(select.locator("option").count() - 1):
+            window.keyboard.press("ArrowDown")
+            chosen = select.evaluate("one => one.selectedOptions[0].text")
+            window.wait_for_function(
+                """() => { const one = document.querySelector('#acquire-by-memory .figure');
+                  return one.getBoundingClientRect().height === one.layout.height; }"""
+            )
+            heights.add(plot.locator(".figure").bounding_box()["height"])
+        assert chosen
+        assert window.evaluate(data) != first
+        assert len(heights | {high}) > 1
+        ink = "getComputedStyle(document.querySelector('#acquire-by-memory .xtick text')).fill"
+        light = int(re.findall(r"\d+", window.evaluate(ink))[0]) > 127
+        assert light == (theme == "dark")
+
+
 def test_deep_link_opens_the_case(browser: Any, report: Path) -> None:
     id = "case-rdma-register/ext4-shared/rw/64KiB"
     with Opened(browser, report) as opened:

@@ -241,3 +241,26 @@ def test_the_guest_imports_no_heavy_package() -> None:
     )
     root = Path(bundle.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"case": "a/b", "verdict": "pass", "pins": "x"}, "pins.exact"),
+        ({"case": "a/b", "verdict": "pass", "timing_ns": {"acquire": ["x"]}}, "timing_ns.acquire"),
+        ({"case": "a/b", "verdict": "skip", "skip": [{"detail": "no code"}]}, "skip"),
+        ({"case": ["a"], "verdict": "pass"}, "case"),
+    ],
+)
+def test_a_record_of_another_form_is_told(tmp_path: Path, line: Any, words: str) -> None:
+    bundle.write_manifest(tmp_path, {})
+    (tmp_path / bundle.JOURNAL).write_text(json.dumps({"seq": 0, **line}) + "\n")
+    with pytest.raises(UsageError, match=rf"{words} of case .* is not of the form"):
+        bundle.open_bundle(tmp_path)
+
+
+def test_a_manifest_that_nests_without_end_is_told(tmp_path: Path) -> None:
+    (tmp_path / bundle.JOURNAL).write_text("")
+    (tmp_path / bundle.MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"cannot read .*manifest\.json"):
+        bundle.open_bundle(tmp_path)

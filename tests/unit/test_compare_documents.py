@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / "data"
 OLD, NEW = DATA / "compare-6.1", DATA / "compare-7.2"
 SCRIPT = Path(sys.executable).parent / "pinstorm"
 # A workload of somebody's own may be called anything.
-EVIL = 'evil|<script>alert(1)</script>`*_[x](y)\n& "/anon/4KiB'
+EVIL = 'evil|<script>alert(1)</script>`*_[x](y)\n& \x1b[2J"/anon/4KiB'
 
 
 class Parsed(html.parser.HTMLParser):
@@ -110,7 +110,9 @@ def test_the_terminal_has_100_columns(
     assert "the rules predict: ok -> EFAULT (1) by longterm-write-file" in shown
     assert "times, emulated:" in shown
     comparison.show(evil)
-    assert "NO RULE PREDICTS: ok -> E|<b>" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "NO RULE PREDICTS: ok -> E|<b>" in shown
+    assert "\x1b" not in shown + documents.markdown(evil)
 
 
 def test_emulated_times_are_labelled_in_every_document(tmp_path: Path) -> None:

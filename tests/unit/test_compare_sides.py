@@ -12,6 +12,7 @@ import pytest
 from pinstorm import compare
 from pinstorm.compare import gate
 from pinstorm.errors import UsageError
+from pinstorm.report import comparison
 
 DATA = Path(__file__).parent / "data"
 OLD, NEW = DATA / "compare-6.1", DATA / "compare-7.2"
@@ -181,6 +182,15 @@ def test_a_slower_case_among_others(tmp_path: Path) -> None:
     assert (release.state, release.why) == ("can't tell", "no case has that figure on both sides")
 
 
+def test_what_cannot_be_told_is_not_called_unchanged(tmp_path: Path) -> None:
+    cases = made_runs.timed(made_runs.cases(), 2, seed=1)
+    assert comparison.unchanged(pair(tmp_path / "timed", cases, cases)) == (
+        "nothing changed, as far as can be told: not of 12 times"
+    )
+    cases = made_runs.cases()
+    assert comparison.unchanged(pair(tmp_path / "not", cases, cases)) == "nothing changed"
+
+
 def test_too_few_rounds_say_how_many(tmp_path: Path) -> None:
     about = made_runs.cases()
     result = pair(tmp_path, made_runs.timed(about, 3, seed=1), made_runs.timed(about, 3, seed=2))
@@ -294,6 +304,15 @@ def test_nothing_there(tmp_path: Path) -> None:
         compare.compare(path, tmp_path / "missing")
 
 
+def test_why_nothing_could_be_read_is_told(tmp_path: Path) -> None:
+    good = made_runs.write(tmp_path / "good", made_runs.cases(1))
+    broken = made_runs.write(tmp_path / "broken", made_runs.cases(1))
+    (broken / "journal.jsonl").unlink()
+    (broken / "cases.parquet").write_bytes(b"no table")
+    with pytest.raises(UsageError, match=r"broken/cases\.parquet cannot be read"):
+        compare.compare(good, broken)
+
+
 def test_several_kernels_against_one(tmp_path: Path) -> None:
     (one,) = made_runs.cases(1)
     for name, kernel in (("a/1", "6.1.0"), ("a/2", "7.2.0"), ("b", "7.2.0")):
@@ -372,3 +391,88 @@ def test_rows_are_reduced_in_polars(tmp_path: Path) -> None:
     assert len(result.labels) == 2_000
     assert not result.changed
     assert time.monotonic() - begin < 30
+
+
+# What must not be said
+
+
+def test_a_gate_that_speaks_of_no_case_is_not_kept(tmp_path: Path) -> None:
+    texts = [f"{what} in no/such/*" for what in (*gate.THINGS, "acquire.median <= 5%", "rate > 1%")]
+    cases = made_runs.timed(made_runs.cases(), 2, seed=1)
+    gates = [gate.parse(text) for text in texts]
+    result = pair(tmp_path, cases, cases, gates=gates)
+    assert [judged.state for judged in result.gates] == ["can't tell"] * len(texts)
+    assert all("no case in no/such/*" in str(judged.why) for judged in result.gates)
+
+
+def test_a_gate_of_cases_that_only_one_side_ran_is_not_kept(tmp_path: Path) -> None:
+    one, other = made_runs.cases(2)
+    skipped = {**other, "verdict": "skip", "outcome": None}
+    gates = [gate.parse(f"{what} in {other['case']}") for what in ("verdicts", "cases")]
+    result = pair(tmp_path, [one, other], [one, skipped], gates=gates)
+    assert [judged.state for judged in result.gates] == ["can't tell", "broken"]
+
+
+def test_cases_that_a_skipped_and_b_has_not_break_no_gate(tmp_path: Path) -> None:
+    one, ran, skipped = made_runs.cases(3)
+    skipped = {**skipped, "verdict": "skip", "outcome": None}
+    gates = [gate.parse("cases"), gate.parse(f"cases in {skipped['case']}")]
+    result = pair(tmp_path, [one, ran, skipped], [one], gates=gates)
+    assert result.only["A"] == sorted([ran["case"], skipped["case"]])
+    broken, other = result.gates
+    assert [found.case for found in broken.broken] == [ran["case"]]
+    assert broken.of == 2
+    assert other.state == "can't tell"
+
+
+def test_pins_that_no_counter_vouches_for_are_not_called_the_same(tmp_path: Path) -> None:
+    noisy = [{**one, "pins": made_runs.pins(exact=False, noise=9)} for one in made_runs.cases(3)]
+    result = pair(tmp_path, noisy, noisy, gates=[gate.parse("pins")])
+    assert result.gates[0].state == "can't tell"
+    assert "not compared" in comparison.pin_summary(result)
+    some = pair(tmp_path / "some", [made_runs.cases(1)[0], *noisy[1:]], made_runs.cases(3))
+    assert comparison.pin_summary(some) == "no change, of 1 case with figures on both sides"
+
+
+def test_the_figures_of_both_sides_have_the_ratio_that_is_told(tmp_path: Path) -> None:
+    cases = made_runs.cases()
+    a = made_runs.timed(cases, 9, seed=1, spread=0.3)
+    b = made_runs.timed(cases, 9, seed=2, spread=0.3, factors={cases[3]["case"]: 1.5})
+    timings = pair(tmp_path, a, b).timings.all
+    assert len(timings) == len(cases)
+    for one in timings:
+        assert one.ratio == pytest.approx(one.b / one.a)
+
+
+@pytest.mark.parametrize("odd", [[], "x", 7, {"release": ["x"]}, [[1]], {"text": {}}])
+def test_manifest_that_somebody_edited(tmp_path: Path, odd: Any) -> None:
+    names = ("kernel", "rdma", "cpu", "limits", "packages", "suite", "memory", "identity", "lab")
+    cases = made_runs.cases(2)
+    a = made_runs.write(tmp_path / "a", cases)
+    b = made_runs.write(tmp_path / "b", cases, manifest=dict.fromkeys(names, odd))
+    for one, other in ((a, b), (b, a)):
+        assert compare.compare(one, other).ran == 2
+
+
+def test_emulated_times_are_not_compared_with_unlabelled_ones(tmp_path: Path) -> None:
+    cases = made_runs.timed(made_runs.cases(), 9, seed=1)
+    emulated = [{**one, "accel": "tcg"} for one in cases]
+    unknown = [{name: value for name, value in one.items() if name != "accel"} for one in cases]
+    for number, (a, b) in enumerate([(emulated, unknown), (unknown, emulated)]):
+        result = pair(tmp_path / str(number), a, b)
+        assert result.timings.refused is not None
+        assert result.timings.all == []
+
+
+def test_rounds_that_no_run_has(tmp_path: Path) -> None:
+    cases = made_runs.timed(made_runs.cases(2), 2, seed=1)
+    without = [{name: value for name, value in one.items() if name != "round"} for one in cases[:2]]
+    assert pair(tmp_path / "none", [{**one, "round": None} for one in without], cases).ran == 2
+    with pytest.raises(UsageError, match="has a case of round 1000000000000"):
+        pair(tmp_path / "many", [*cases, {**cases[0], "round": 10**12}], cases)
+
+
+@pytest.mark.parametrize("jobs", [["x"], [{"latency_ns": 3, "ops_s": "x"}], 7, [{"ops_s": -1}]])
+def test_jobs_of_another_form_have_no_times(tmp_path: Path, jobs: Any) -> None:
+    cases = [{**one, "jobs": jobs} for one in made_runs.cases(2)]
+    assert pair(tmp_path, cases, cases).timings.all == []

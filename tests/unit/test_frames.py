@@ -658,3 +658,10 @@ def test_a_long_journal_in_little_memory(tmp_path: Path) -> None:
 def test_polars_schema_has_every_column() -> None:
     types = parquet_tables.polars_schema()
     assert list(types) == [column.name for column in schema.COLUMNS]
+
+
+def test_a_pipe_in_a_bundle_is_not_waited_for(real: Path) -> None:
+    (real / bundle.MANIFEST).unlink()
+    os.mkfifo(real / bundle.MANIFEST)
+    with pytest.raises(UsageError, match=r"manifest\.json is no file"):
+        frames.find(real)

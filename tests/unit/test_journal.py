@@ -87,7 +87,18 @@ def test_append_never_glues_a_line_to_a_torn_one(path: Path) -> None:
     assert [line["seq"] for line in journal.read(path).records] == [0, 1]
 
 
-@pytest.mark.parametrize("bad", [b"not json", b"[1]", b'{"case": "a"}', b'{"seq": 1, "case": "a"}'])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"not json",
+        b"[1]",
+        b'{"case": "a"}',
+        b'{"seq": 1, "case": "a"}',
+        b'{"seq": 1, "case": null, "verdict": "pass"}',
+        b'{"seq": 1, "case": "a", "verdict": null}',
+        b"[" * 100_000,
+    ],
+)
 def test_damage_in_the_middle_names_the_line(path: Path, bad: bytes) -> None:
     good = json.dumps(record(0)).encode()
     path.write_bytes(good + b"\n" + bad + b"\n" + good + b"\n")

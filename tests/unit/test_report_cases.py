@@ -167,3 +167,10 @@ def test_a_load_has_no_cell() -> None:
     text = cases.text([old, new])
     assert "load/x" not in text
     assert text == cases.text(two_kernels())
+
+
+def test_a_workload_of_somebodys_own_has_no_cell() -> None:
+    bundles = two_kernels()
+    own = ran(OLD, "their-own/anon/64KiB", None)
+    bundles[0].contents.records.extend([own, {"case": "x/y", "verdict": "pass"}])
+    assert cases.text(bundles) == cases.text(two_kernels())

@@ -286,6 +286,33 @@ def test_what_needs_attention_comes_in_its_order(tmp_path: Path) -> None:
     ]
 
 
+def test_what_others_moved_is_no_leak(tmp_path: Path) -> None:
+    """As far as the counters and others' pins may be off: the judge's own tolerance."""
+    near = {"leaked": 3, "orphaned": 2, "exact": False, "bound": 1, "noise": 1, "recent": 0}
+    path = made(tmp_path / "near", record("pass", pins=near))
+    assert "left pins" not in of(path).one("section", id="attention").text
+    path = made(tmp_path / "far", record("fail", reason="held", pins={**near, "leaked": 4}))
+    assert "1 case left pins" in of(path).one("section", id="attention").text
+
+
+def test_errors_of_pin_figures_are_those_of_their_counters(tmp_path: Path) -> None:
+    """Held and leaked are two counters' difference: twice the bound of one."""
+    figures = {"exact": False, "bound": 4, "noise": 0, "recent": 0, "held": 16, "leaked": 0}
+    path = made(tmp_path / "one", record("pass", pins={**figures, "acquire": {"acquired": 16}}))
+    (line,) = rows(of(path))["dio-read/anon/1KiB"]
+    assert line[2:5] == ["16 ±4", "16 ±8", "0 ±8"]
+
+
+def test_figures_of_several_machines_are_told(tmp_path: Path) -> None:
+    def on(host: str) -> Path:
+        return made(tmp_path / host, record("pass"), hostname=host)
+
+    one, other = on("alpha"), on("beta")
+    assert "machines" not in of(one).one("main").text
+    told = of(one, other).one("main").text
+    assert "7.2.11 was run on 2 machines (alpha, beta): its figures are of all of them" in told
+
+
 def test_all_is_well_is_said(tmp_path: Path) -> None:
     root = of(made(tmp_path / "one", record("pass"), record("pass", 1)))
     assert "Nothing: no case failed" in root.one("section", id="attention").text
@@ -365,8 +392,24 @@ def test_bundle_of_a_run_without_cases_yet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [[], "text", 7, {"release": ["no", "text"]}])
+def test_record_that_somebody_edited(tmp_path: Path, broken: Any) -> None:
+    """With a rule and no outcomes, say: what is there is shown."""
+    names = ("retries", "skip", "gup_calls", "explanation", "load", "jobs", "disturbed", "outcomes")
+    odd = {"expected": {"rule": "longterm"}, "placement": {"folio_orders": broken}}
+    about = {"workload": "load", "pins": {"attributed": {"method": broken}}}
+    path = made(
+        tmp_path / "one",
+        record("fail", reason="held", **odd, **dict.fromkeys(names, broken)),
+        record("pass", 1, **about, **dict.fromkeys(names, broken)),
+        record("skip", 2, skip=broken),
+    )
+    assert "1 of 3 cases did not pass" in of(path).one("main").text
+
+
+@pytest.mark.parametrize("broken", [[], "text", 7, {"release": ["no", "text"]}])
 def test_manifest_that_somebody_edited(tmp_path: Path, broken: Any) -> None:
     names = ("kernel", "cpu", "memory", "numa", "limits", "boots", "rdma", "clock", "packages")
+    names += ("page_bytes", "accel", "hostname", "device", "trace", "selftest", "lab", "identity")
     path = made(tmp_path / "one", record("pass"), **dict.fromkeys(names, broken), only=broken)
     assert "All that ran passed." in of(path).one("main").text
 

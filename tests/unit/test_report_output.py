@@ -159,3 +159,10 @@ def test_a_run_is_repeated_with_the_suites_own_name() -> None:
     )
     quick = {"origin": str(Path(bundle.__file__).parents[1] / "configs/quick.toml")}
     assert cli._repeat_command({"suite": quick, "accel": "host"}) == "pinstorm run quick"
+
+
+def test_no_stdout_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ``>&-``: Python has none then."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(WriteError, match="cannot write stdout: bad file descriptor"):
+        output.write(TEXT)

@@ -354,7 +354,9 @@ def test_thinning_keeps_every_slots_lowest_and_highest():
 
 def test_few_points_stay_as_they_are():
     rows = polars.DataFrame({"t_ns": [3, 1, 2], "value": [30.0, 10.0, 20.0]})
-    assert series_points.thinned(rows, 3) == series_points.Series([1, 2, 3], [10.0, 20.0, 30.0])
+    assert series_points.thinned(rows, 3) == series_points.Series(
+        [1, 2, 3], [10.0, 20.0, 30.0], 20.0
+    )
 
 
 def test_a_spike_among_hours_of_readings_is_drawn_where_it_was():
@@ -535,3 +537,65 @@ def test_kernels_are_in_the_order_of_their_versions():
     order = ["6.1.0", "6.12.113", "7.2.11", "unknown kernel", "7.2.11 (emulated)"]
     assert sorted(places, key=plot_places.order) == order
     assert plot_places.short_names([KERNEL, "7.2.11+other"])[KERNEL] == KERNEL
+
+
+def test_nothing_from_a_bundle_is_markup_of_plotly():
+    evil = '<a href="http://example.invalid">x</a>&lt;'
+    rows = [
+        case(
+            case=f"dio-read/{evil}/{size}",
+            memory=evil,
+            kernel=f"7.2{evil}",
+            size_bytes=size,
+            acquire_ns=[5000] * 30,
+            release_ns=[4000] * 30,
+            held=held,
+            migrate_success=3,
+            vmpin_held_bytes=4096,
+        )
+        for size, held in ((4096, 1), (65536, 16))
+    ]
+    found = plots(frames(rows))
+    assert len(found) >= 4
+    for plot in found:
+        menus = plot.figure["layout"].pop("updatemenus", [{"buttons": []}])
+        drawn = json.dumps([plot.figure, *(button["args"] for button in menus[0]["buttons"])])
+        assert "&lt;a href" in drawn
+        assert "<a href" not in drawn
+
+
+def test_mean_of_a_series_is_that_of_all_its_readings():
+    """Not of the extremes that are drawn: they are far from it where a figure is mostly flat."""
+    spiky = [1000 if number % 50 == 0 else 1 for number in range(20_000)]
+    read = readings("outstanding_pages", spiky)
+    rows = []
+    for number in range(6000):
+        span = {"t_begin_ns": number * SECOND, "t_end_ns": (number + 1) * SECOND}
+        rows += histogram_rows([1000] * (200 if number % 20 == 0 else 1), **span)
+    found = by_id(plots(frames(read=read, histograms=rows)))
+    head = found["series-outstanding"].table.head
+    (levels,) = found["series-outstanding"].table.rows
+    assert float(levels[head.index("mean")]) == pytest.approx(20.98, rel=0.02)
+    assert levels[head.index("highest")] == "1 000"
+    (throughput,) = found["series-throughput"].table.rows
+    assert float(throughput[head.index("mean")]) == pytest.approx(10.95, rel=0.01)
+
+
+def test_counts_in_the_table_of_a_series_are_not_rounded():
+    read = readings("outstanding_pages", [458_752, 1_048_577])
+    (row,) = by_id(plots(frames(read=read)))["series-outstanding"].table.rows
+    assert (row[3], row[5]) == ("458 752", "1 048 577")
+
+
+def test_highest_of_a_sampled_case_is_that_of_all_its_cycles():
+    rows = [
+        case(acquire_ns=[1000 + number] * 20, release_ns=[500 + number] * 20, seq=number)
+        for number in range(1000)
+    ]
+    # Neither row is in the sample: which are is a hash of where they stand.
+    found, _ = pools(frames(rows).cases)
+    sampled = set(found[0].acquire_ns.tolist())
+    left_out = next(row for row in rows if row["acquire_ns"][0] not in sampled)
+    left_out |= {"acquire_ns": [9_000_000] * 20, "release_ns": [8_000_000] * 20}
+    (acquire, release) = by_id(plots(frames(rows)))["latency-cdf"].table.rows
+    assert (acquire[7], release[7]) == ("9 ms", "8 ms")

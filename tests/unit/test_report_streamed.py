@@ -384,3 +384,15 @@ def test_many_cases_are_written_in_little_memory(
         assert peak_bytes < most_bytes
         # Of two threads and more, which take less than 20 s where nothing else is at work.
         assert cpu_s < 30
+
+
+@pytest.mark.parametrize("form", ["md", "json", "csv"])
+def test_what_could_not_be_read_has_the_exit_code_of_what_is_lost(
+    tmp_path: Path, form: str
+) -> None:
+    good = few(tmp_path / "good", made_bundles.record("pass"))
+    given, output = [good, tmp_path / "nowhere"], tmp_path / "document"
+    shown = emitters.emit(given, form, command=command, output=output)
+    assert {one["verdict"] for one in shown} == {"pass", "lost"}
+    shown = emitters.emit([good], form, command=command, output=output)
+    assert {one["verdict"] for one in shown} == {"pass"}

@@ -191,3 +191,20 @@ def test_figures_that_others_may_be_in_have_a_tilde_and_whose_they_are_is_told()
 def test_pass_that_says_less_is_told() -> None:
     text = shown([a_record(reason="telemetry-unavailable"), a_record("a/b/64KiB")])
     assert "1 pass, but telemetry-unavailable" in text
+
+
+def test_nothing_in_a_record_speaks_to_the_terminal() -> None:
+    evil = "\x1b]0;owned\x1b\\\x1b[2J\x9b31m\u202e"
+    record = a_record(
+        f"dio-read/anon/{evil}4KiB",
+        verdict="fail",
+        reason=f"held{evil}",
+        cause=f"ram{evil}",
+        detail=evil,
+        kmsg=[f"BUG: {evil}"],
+    )
+    file = io.StringIO()
+    table.show([record, a_skip("dio-read/anon/8KiB", f"root{evil}")], emulated=False, file=file)
+    told = file.getvalue()
+    assert "]0;owned" in told
+    assert not [letter for letter in told if letter != "\n" and not letter.isprintable()]

@@ -65,10 +65,15 @@ def marked(cases: pl.LazyFrame) -> pl.LazyFrame:
         how.str.contains('"leaked":"unattributable"') & pl.col("leaked").is_not_null()
     )
     severity = _severity()
+    # As far as two counters and others' pins may be off, nothing has leaked.
+    others = pl.max_horizontal("pins_noise", "pins_recent").fill_null(0)
+    error = 2 * pl.col("pins_bound").fill_null(0) + others
+    left = (pl.max_horizontal("leaked", "orphaned") > error).fill_null(False)
+    judged = pl.col("reason").is_in(["leaked", "orphaned"]).fill_null(False)
     return cases.with_row_index("row").with_columns(
         side=_side(),
         severity=severity,
-        leak=(pl.col("leaked").fill_null(0) > 0) | (pl.col("orphaned").fill_null(0) > 0),
+        leak=(left & ~unknown.fill_null(False)) | judged,
         doubt=(pl.col("verdict") == "pass") & pl.col("reason").is_not_null(),
         unknown=unknown.fill_null(False),
         inexact=(pl.col("pins_exact") == False).fill_null(False),  # noqa: E712
@@ -185,7 +190,7 @@ def groups(rows: pl.LazyFrame, cases: pl.DataFrame) -> pl.DataFrame:
             pl.len().alias("runs"),
             pl.col("severity").max(),
             (pl.col("rank").max() % _PLACES).alias("pick"),
-            pl.col("inexact", "unknown", "flagged").sum(),
+            pl.col("inexact", "unknown", "flagged", "leak").sum(),
             pl.col("pins_bound", "pins_noise", "pins_recent").max(),
             pl.col(TIMES).median(),
             *counts,

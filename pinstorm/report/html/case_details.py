@@ -100,9 +100,7 @@ def _why(groups: Sequence[Row], runs: Sequence[Row], answers: Sequence[tuple[str
     words = []
     failed = [run for run in runs if SEVERITY.get(run["verdict"], 2) >= SEVERITY["fail"]]
     words += sorted({str(run["reason"] or run["verdict"]) for run in failed})
-    if any(
-        (group["leaked_high"] or 0) > 0 or (group["orphaned_high"] or 0) > 0 for group in groups
-    ):
+    if any(group["leak"] for group in groups):
         words.append("leaked")
     ran = {told for _, told in answers if not told.startswith("skip")}
     if len(ran) > 1:
@@ -179,8 +177,8 @@ def _refused(run: Row) -> str:
 
 def _own(run: Row) -> str:
     """Only where the counters alone do not say it."""
-    methods = parsed(run["attribution"]) or {}
-    if not methods or set(methods.values()) == {"exact-quiet"}:
+    methods = as_object(run["attribution"])
+    if all(method == "exact-quiet" for method in methods.values()):
         return MISSING
     words = []
     for name in ("acquired", "held"):
@@ -214,17 +212,17 @@ def _sayings(run: Row, command: Callable[[str], str]) -> Iterator[Saying]:
     yield from said("broken", *(run["broken"] or ()))
     if run["rule"]:
         yield from said("rule", f"{run['rule']}: {run['expected_source'] or 'no source'}")
-    found = parsed(run["explanation"]) or {}
+    found = as_object(run["explanation"])
     if run["cause"]:
         sure = f" ({found['confidence']})" if found.get("confidence") else ""
         yield from said("cause", f"{run['cause']}{sure}{_meaning(run['cause'])}")
-    yield from said("evidence", *(found.get("evidence") or ()))
+    yield from said("evidence", *_listed(found.get("evidence")))
     yield from said("remedy", run["remedy"])
     yield from said(reason.HELPED, found.get("command"), kind="code")
     yield from said("instead", found.get("instead"), kind="code")
-    yield from said("retried", *(_retry(one) for one in parsed(run["retries"]) or ()))
+    yield from said("retried", *(_retry(one) for one in as_list(run["retries"])))
     yield from said("disturbed", _plain(parsed(run["disturbed"])))
-    yield from said("needs not met", *(_need(one) for one in parsed(run["skip"]) or ()))
+    yield from said("needs not met", *(_need(one) for one in as_list(run["skip"])))
     if run["signal"] is not None:
         yield from said("signal", str(run["signal"]))
     yield from said(
@@ -235,7 +233,7 @@ def _sayings(run: Row, command: Callable[[str], str]) -> Iterator[Saying]:
     if len(log) > _LOG_LINES:
         log = [f"({len(log) - _LOG_LINES} lines before)", *log[-_LOG_LINES:]]
     yield from said("kernel log", "\n".join(log), kind="text")
-    yield from said("the kernel's calls", *_calls(parsed(run["gup_calls"]) or ()), kind="code")
+    yield from said("the kernel's calls", *_calls(as_list(run["gup_calls"])), kind="code")
     again = f"{command(run['bundle'])} --only {shlex.quote(run['case'])}"
     yield from said("repeat", again, kind="command")
 
@@ -265,11 +263,11 @@ def _plain(found: Any) -> str | None:
     return ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
 
 
-def _calls(calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _calls(calls: Sequence[Any]) -> Iterator[str]:
     """``pin_user_pages_fast LONGTERM WRITE: 16 of 16 pages, acquire``, entry points alone."""
-    entries = [call for call in calls if not call.get("via")]
+    entries = [call for call in calls if isinstance(call, Mapping) and not call.get("via")]
     for call in entries[:_CALLS]:
-        flags = " ".join(sorted(str(f).removeprefix("FOLL_") for f in call.get("flags") or ()))
+        flags = " ".join(sorted(str(f).removeprefix("FOLL_") for f in _listed(call.get("flags"))))
         pages = f"{call.get('pages_returned')} of {call.get('pages_asked')} pages"
         yield f"{call.get('function')} {flags}: {pages} in {call.get('phase')}"
     if len(entries) > _CALLS:
@@ -309,3 +307,18 @@ def parsed(text: str | None) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def as_object(text: str | None) -> Mapping[str, Any]:
+    """The same, of a column of objects; {} where it is none."""
+    found = parsed(text)
+    return found if isinstance(found, Mapping) else {}
+
+
+def as_list(text: str | None) -> list[Any]:
+    """The same, of a column of lists; [] where it is none."""
+    return _listed(parsed(text))
+
+
+def _listed(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else []

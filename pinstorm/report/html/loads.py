@@ -8,7 +8,7 @@ import polars as pl
 from pinstorm.report import load_table
 from pinstorm.report.html import aggregates
 from pinstorm.report.html.aggregates import Side
-from pinstorm.report.html.case_details import parsed
+from pinstorm.report.html.case_details import as_list, as_object
 from pinstorm.report.html.words import SIGNS
 
 
@@ -28,9 +28,11 @@ def loads(cases: pl.LazyFrame, sides: Sequence[Side]) -> list[LoadPart]:
     label = {side.key: side for side in sides}
     parts = []
     for number, row in enumerate(aggregates.loads(cases), 1):
-        jobs, load = parsed(row["jobs"]), parsed(row["load"])
+        jobs, load = as_list(row["jobs"]), as_object(row["load"])
         side = label[row["side"]]
-        record = {"case": row["case"], "jobs": jobs or [], "load": load or {}}
+        record = {"case": row["case"], "jobs": jobs, "load": load}
+        if jobs and load and not load_table.is_whole(record):
+            jobs, load = [], {}
         head = load_table.header(emulated=side.emulated) if jobs else ()
         title = f"{row['case']} on {side.label}" if len(sides) > 1 else str(row["case"])
         told = load_table.sentences(record) if jobs and load else []
@@ -42,7 +44,7 @@ def loads(cases: pl.LazyFrame, sides: Sequence[Side]) -> list[LoadPart]:
                 SIGNS.get(row["verdict"], "?"),
                 row["reason"] or "",
                 tuple(head),
-                tuple(tuple(cells) for job in jobs or () for cells in load_table.job_rows(job)),
+                tuple(tuple(cells) for job in jobs for cells in load_table.job_rows(job)),
                 tuple(told),
             )
         )

@@ -10,6 +10,7 @@ import polars as pl
 
 from pinstorm import __version__
 from pinstorm.frames import Frames
+from pinstorm.manifest_form import part
 from pinstorm.report.html import (
     aggregates,
     case_details,
@@ -94,7 +95,7 @@ def page(frames: "Frames[pl.LazyFrame]", command: Command) -> Page:
     of_load = loads.loads(frames.cases, sides) if of_loads else []
     suites = list(
         dict.fromkeys(
-            places.suite_of(m).get("name") or "no name" for m in frames.manifests.values()
+            str(places.suite_of(m).get("name") or "no name") for m in frames.manifests.values()
         )
     )
     return Page(
@@ -108,7 +109,7 @@ def page(frames: "Frames[pl.LazyFrame]", command: Command) -> Page:
         places_head=places.HEAD,
         places=where[: places.MOST_BUNDLES],
         places_left=max(0, len(where) - places.MOST_BUNDLES),
-        notes=list(frames.notes),
+        notes=[*frames.notes, *places.pooled(frames)],
         concerns=list(concerns.concerns(cases, states, of_load, ids, verdicts)),
         map=heat_map(states, cases, sides, ids),
         details=details,
@@ -141,7 +142,7 @@ def _of_sides(
     """What repeats the first bundle of each kernel, by the kernel's label."""
     found: dict[str, str] = {}
     for manifest in frames.manifests.values():
-        kernel = places.part(manifest, "kernel").get("release")
+        kernel = part(manifest, "kernel").get("release")
         for side in sides:
             if (side.kernel, side.accel) == (kernel, manifest.get("accel")):
                 found.setdefault(side.label, command(manifest))

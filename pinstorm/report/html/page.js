@@ -45,27 +45,54 @@
       changes[key + ".zerolinecolor"] = line;
       changes[key + ".tickcolor"] = line;
     });
-    (layout.updatemenus || []).forEach(function (_, number) {
-      changes["updatemenus[" + number + "].bgcolor"] = printed ? "#fff" : colour("bg");
-      changes["updatemenus[" + number + "].bordercolor"] = line;
-      changes["updatemenus[" + number + "].font.color"] = ink;
-    });
     return changes;
   };
-  var paint = function (figure) { Plotly.relayout(figure, colours(figure.layout, false)); };
+  var paint = function (figure) { return Plotly.relayout(figure, colours(figure.layout, false)); };
+  var fit = function (figure, layout) {
+    if (layout.height) figure.style.height = figure.style.minHeight = layout.height + "px";
+  };
+  // One at a time: what is chosen while a figure is being drawn waits for it.
   var draw = function (figure) {
-    if (figure.dataset.drawn) return;
-    figure.dataset.drawn = "yes";
-    var told = JSON.parse(figure.nextElementSibling.textContent);
-    var layout = told.layout || {};
+    if (figure.drawing) return figure.drawing;
+    var told = figure.told, layout = told.layout;
     layout.autosize = true;
-    delete layout.width;
-    if (layout.height) figure.style.minHeight = layout.height + "px";
-    Plotly.newPlot(figure, told.data, layout, {
+    fit(figure, layout);
+    figure.drawing = Plotly.newPlot(figure, told.data, layout, {
       responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]
     }).then(function () { drawn.push(figure); return paint(figure); });
+    return figure.drawing;
+  };
+  // plotly's own menu is out of the keyboard's reach: a select has its entries.
+  var choose = function (figure) {
+    var menus = figure.told.layout.updatemenus;
+    delete figure.told.layout.updatemenus;
+    if (!menus) return;
+    var buttons = menus[0].buttons, id = figure.parentNode.id;
+    var box = made("p"), label = made("label", "show"), select = made("select");
+    box.className = "choice";
+    label.id = id + "-show";
+    label.htmlFor = select.id = id + "-choice";
+    figure.parentNode.querySelector("h3").id = id + "-h";
+    select.autocomplete = "off";
+    select.setAttribute("aria-labelledby", label.id + " " + id + "-h");
+    buttons.forEach(function (button) { select.add(new Option(button.label)); });
+    select.addEventListener("change", function () {
+      var chosen = buttons[select.selectedIndex].args;
+      figure.drawing = draw(figure).then(function () {
+        return Plotly.update(figure, chosen[0], chosen[1]);
+      }).then(function () {
+        fit(figure, figure.layout);
+        return paint(figure);
+      });
+    });
+    box.append(label, " ", select);
+    figure.before(box);
   };
   if (figures.length && window.Plotly) {
+    figures.forEach(function (figure) {
+      figure.told = JSON.parse(figure.nextElementSibling.textContent);
+      choose(figure);
+    });
     var near = new IntersectionObserver(function (entries) {
       entries.forEach(function (entry) {
         if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }

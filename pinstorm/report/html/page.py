@@ -18,7 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pinstorm.frames import Frames
-from pinstorm.report.html import heat_map, model, places
+from pinstorm.manifest_form import sound
+from pinstorm.report.html import heat_map, model
 from pinstorm.report.html.places import Command
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def text(frames: "Frames[pl.LazyFrame]", command: Command) -> str:
     """The page of those bundles; ``command``: what runs a bundle's suite again, of its manifest."""
     from pinstorm.report.html.plots import plots
 
-    frames = places.sound(frames)
+    frames = sound(frames)
     page = model.page(frames, command)
     drawn = plots(frames)
     for lines, details in _LESS:

@@ -7,13 +7,14 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import polars as pl
 
 from pinstorm.frames import Frames
+from pinstorm.manifest_form import part
 from pinstorm.report.html.words import MISSING, us
 
 Command = Callable[[Mapping[str, Any]], str]
@@ -21,13 +22,10 @@ Command = Callable[[Mapping[str, Any]], str]
 MOST_BUNDLES: Final = 12
 MOST_MANIFESTS: Final = 8
 _MOST_SUITES: Final = 8
+_FEW_MACHINES: Final = 4
+_YEAR_3000_NS: Final = 32_503_680_000 * 10**9
 _MANIFEST_BYTES: Final = 60_000
 _SUITE_BYTES: Final = 100_000
-_OBJECTS: Final = (
-    *("tool", "suite", "lab", "identity", "selftest", "trace", "kernel", "cpu", "memory"),
-    *("sysctl", "limits", "packages", "empty_call_ns", "scratch"),
-)
-_LISTS: Final = ("boots", "clock", "numa", "rdma", "unmet", "sampler")
 
 
 # Of a bundle, or of several that were run alike.
@@ -104,6 +102,22 @@ def _where(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(MISSING if value is None else str(value) for value in found)
 
 
+def pooled(frames: "Frames[pl.LazyFrame]") -> list[str]:
+    """A sentence for each kernel whose figures are of several machines."""
+    machines: dict[tuple[str, str], dict[str, None]] = {}
+    for manifest in frames.manifests.values():
+        kernel, way, host, device = _where(manifest)[:4]
+        which = host if device == MISSING else f"{host} with {device}"
+        machines.setdefault((kernel, way), {})[which] = None
+    return [
+        f"{kernel} was run on {len(several)} machines "
+        f"({', '.join(list(several)[:_FEW_MACHINES])}{', …' * (len(several) > _FEW_MACHINES)}): "
+        "its figures are of all of them together, report each alone to tell them apart"
+        for (kernel, _), several in machines.items()
+        if len(several) > 1
+    ]
+
+
 def _device(manifest: Mapping[str, Any]) -> str | None:
     name = manifest.get("device")
     for one in _list(manifest, "rdma"):
@@ -119,11 +133,11 @@ def _began(manifest: Mapping[str, Any]) -> str | None:
         pair
         for boot in _list(manifest, "boots")
         if isinstance(boot, Mapping)
-        for pair in boot.get("clock") or ()
+        for pair in _list(boot, "clock")
     ]
     for pair in pairs:
         real = pair.get("realtime_ns") if isinstance(pair, Mapping) else None
-        if isinstance(real, int):
+        if isinstance(real, int) and 0 <= real < _YEAR_3000_NS:
             return f"{datetime.fromtimestamp(real / 1e9, UTC):%Y-%m-%d %H:%M}"
     return None
 
@@ -172,7 +186,7 @@ def _gib(size_bytes: Any) -> str:
 
 
 def _limit(pair: Any) -> str:
-    if not isinstance(pair, list) or not pair:
+    if not isinstance(pair, list) or not pair or not isinstance(pair[0], int | None):
         return ""
     return "unlimited" if pair[0] is None else f"{pair[0] // 1024} KiB"
 
@@ -190,12 +204,14 @@ def _trace(found: Mapping[str, Any]) -> str:
     if not found:
         return ""
     if found.get("available"):
-        return f"{len(found.get('functions') or ())} functions of GUP probed"
+        return f"{len(_list(found, 'functions'))} functions of GUP probed"
     return f"none: {found.get('missing') or found.get('why') or 'not available'}"
 
 
 def _call(found: Any) -> str:
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(found.get(name), int | float) for name in ("median", "maximum")
+    ):
         return ""
     return f"median {us(found.get('median'))} µs, maximum {us(found.get('maximum'))} µs"
 
@@ -241,26 +257,6 @@ def _whole(manifest: Mapping[str, Any], suite: Mapping[str, Any], command: Comma
         if value and option not in given
     ]
     return " ".join(words)
-
-
-def sound(frames: "Frames[Any]") -> "Frames[Any]":
-    """The same, without the parts of manifests that are not of the form that a run writes."""
-
-    def fits(name: str, value: Any) -> bool:
-        kind = Mapping if name in _OBJECTS else list if name in _LISTS else object
-        return isinstance(value, kind)
-
-    manifests = {
-        bundle: {name: value for name, value in manifest.items() if fits(name, value)}
-        for bundle, manifest in frames.manifests.items()
-    }
-    return replace(frames, manifests=manifests)
-
-
-def part(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Of a manifest that anybody may have edited: {} where it is no object."""
-    found = manifest.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _list(manifest: Mapping[str, Any], name: str) -> list[Any]:

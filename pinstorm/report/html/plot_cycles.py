@@ -27,7 +27,10 @@ _KEYS = ("place", "case", "workload", "memory", "size_bytes")
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """``cycles``: how many were timed, in how many ``rounds`` (rows). Times in ns, sorted."""
+    """``cycles``: how many were timed, in how many ``rounds`` (rows). Times in ns, sorted.
+
+    ``lowest_ns``, ``highest_ns`` of acquire and ``release_highest_ns`` are of all of them.
+    """
 
     place: str
     case: str
@@ -40,6 +43,7 @@ class Pool:
     rounds: int
     lowest_ns: int
     highest_ns: int
+    release_highest_ns: int | None
     acquire_ns: "numpy.ndarray[Any, numpy.dtype[numpy.int64]]"
     release_ns: "numpy.ndarray[Any, numpy.dtype[numpy.int64]]"
 
@@ -82,6 +86,7 @@ def pools(cases: polars.LazyFrame) -> tuple[list[Pool], int]:
             polars.len().alias("rounds"),
             polars.col("acquire_ns").list.min().min().alias("lowest_ns"),
             polars.col("acquire_ns").list.max().max().alias("highest_ns"),
+            polars.col("release_ns").list.max().max().alias("release_highest_ns"),
             polars.col("folio_orders").max(),
         )
         .sort("cycles", "case", "place", descending=[True, False, False])
@@ -99,6 +104,7 @@ def pools(cases: polars.LazyFrame) -> tuple[list[Pool], int]:
             rounds=row["rounds"],
             lowest_ns=row["lowest_ns"],
             highest_ns=row["highest_ns"],
+            release_highest_ns=row["release_highest_ns"],
             acquire_ns=arrays[0](row["pool"]),
             release_ns=arrays[1](row["pool"]),
         )
@@ -111,7 +117,9 @@ def pools(cases: polars.LazyFrame) -> tuple[list[Pool], int]:
 
 def largest_folio(orders: str | None) -> int | None:
     """The highest order of a case's ``folio_orders``; None where there is none."""
-    return max((int(order) for order in json.loads(orders)), default=None) if orders else None
+    found = json.loads(orders) if orders else None
+    known = found if isinstance(found, dict) else {}
+    return max((int(order) for order in known if order.isdigit()), default=None)
 
 
 def _sampled(timed: polars.LazyFrame, found: polars.DataFrame) -> polars.DataFrame:

@@ -10,7 +10,7 @@ import polars
 
 from pinstorm.frames import collect
 from pinstorm.report.html import plot_places
-from pinstorm.report.html.plot_cycles import Pool, percentile
+from pinstorm.report.html.plot_cycles import MOST_SORTED, Pool, percentile
 from pinstorm.report.html.plot_form import (
     Choice,
     Json,
@@ -135,7 +135,10 @@ def _cdf_table(pools: Sequence[Pool], cut: str) -> Table:
     for pool in sorted(
         pools, key=lambda pool: (plot_places.is_emulated(pool.place), -pool.median_ns)
     ):
-        for what, times in (("acquire", pool.acquire_ns), ("release", pool.release_ns)):
+        for what, times, highest_ns in (
+            ("acquire", pool.acquire_ns, pool.highest_ns),
+            ("release", pool.release_ns, pool.release_highest_ns),
+        ):
             if len(times):
                 enough = len(times) >= _LEAST_FOR_P99
                 rows.append(
@@ -145,12 +148,18 @@ def _cdf_table(pools: Sequence[Pool], cut: str) -> Table:
                         what,
                         *(ns_words(percentile(times, share)) for share in (0.1, 0.5, 0.9)),
                         ns_words(percentile(times, 0.99)) if enough else "-",
-                        ns_words(int(times[-1])),
+                        ns_words(highest_ns),
                         number_words(pool.cycles),
                     )
                 )
     head = ("case", "kernel", "call", "p10", "median", "p90", "p99", "highest", "cycles")
-    return table(head, rows, f"p99 of at least {_LEAST_FOR_P99} cycles only. {cut}".strip())
+    sampled = (
+        f"Of more than {MOST_SORTED} cycles of a case the percentiles are of a sample. "
+        if any(pool.cycles > MOST_SORTED for pool in pools)
+        else ""
+    )
+    note = f"p99 of at least {_LEAST_FOR_P99} cycles only. {sampled}{cut}"
+    return table(head, rows, note.strip())
 
 
 def load_percentiles(

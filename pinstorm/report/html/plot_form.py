@@ -6,6 +6,7 @@ apart, without the black and the yellow that vanish on one of the papers; a symb
 with each, so that colour is never the only sign.
 """
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +24,8 @@ _SYMBOLS = (
 )
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
-# Pixels: above a plot, of its menu, of ticks and title of the axis below it, of a legend's line.
+# Pixels: above a plot, of ticks and title of the axis below it, of a legend's line.
 _TOP = 16
-_MENU = 44
 _BELOW = 56
 _LEGEND_LINE = 14
 # Of a row with its name above it.
@@ -33,6 +33,9 @@ ROW = 30
 
 _NS_UNITS = (("s", 1_000_000_000), ("ms", 1_000_000), ("µs", 1000), ("ns", 1))
 _SIZE_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+
+# Texts with tags of our own, and the entries of the page's menu, which is no plotly's.
+_WITH_MARKUP = frozenset({"hovertemplate", "annotations", "label"})
 
 Json = dict[str, Any]
 
@@ -77,10 +80,9 @@ def figure(choices: Sequence[Choice], layout: Mapping[str, Any]) -> Json:
     number of entries. All choices have traces of the same type in the same order, as far as they
     go; traces that a choice does not have are hidden.
     """
-    top = _MENU + _TOP if len(choices) > 1 else _TOP
-    choices = [replace(choice, layout=choice.layout | _height(choice, top)) for choice in choices]
+    choices = [replace(choice, layout=choice.layout | _height(choice)) for choice in choices]
     whole: Json = {
-        "margin": {"l": 64, "r": 16, "t": top, "b": _BELOW},
+        "margin": {"l": 64, "r": 16, "t": _TOP, "b": _BELOW},
         "hovermode": "closest",
         "showlegend": True,
         # Below the plot, also where the page is too narrow for one beside it.
@@ -96,11 +98,27 @@ def figure(choices: Sequence[Choice], layout: Mapping[str, Any]) -> Json:
         for number in range(slots)
     ]
     if len(choices) > 1:
-        whole["updatemenus"] = [_menu(choices, slots, whole["margin"]["l"])]
-    return {"data": data, "layout": whole}
+        whole["updatemenus"] = [_menu(choices, slots)]
+    escaped: Json = _escaped({"data": data, "layout": whole})
+    return escaped
 
 
-def _height(choice: Choice, top: int) -> Json:
+def escaped(words: str) -> str:
+    """For plotly, which reads a text as HTML of a kind: a bundle's names are no markup."""
+    return html.escape(words, quote=False)
+
+
+def _escaped(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {
+            name: value if name in _WITH_MARKUP else _escaped(value) for name, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    return escaped(tree) if isinstance(tree, str) else tree
+
+
+def _height(choice: Choice) -> Json:
     """Of the whole figure, and where its legend begins: below ticks and title on any page.
 
     On a narrow page an entry of the legend takes a line: with room for that the plot does not
@@ -108,7 +126,7 @@ def _height(choice: Choice, top: int) -> Json:
     """
     lines = sum(trace.get("showlegend", True) for trace in choice.data)
     return {
-        "height": top + choice.area + _BELOW + _LEGEND_LINE * lines,
+        "height": _TOP + choice.area + _BELOW + _LEGEND_LINE * lines,
         "legend": {"y": round(-_BELOW / choice.area, 3)},
     }
 
@@ -125,7 +143,8 @@ def _of_slot(choices: Sequence[Choice], number: int) -> Json:
     return next(choice.data[number] for choice in choices if number < len(choice.data))
 
 
-def _menu(choices: Sequence[Choice], slots: int, left: int) -> Json:
+def _menu(choices: Sequence[Choice], slots: int) -> Json:
+    """The entries of the page's own menu, in the form of plotly's, which no key can open."""
     flat = [[dict(_flat(trace)) for trace in choice.data] for choice in choices]
     every = {path for traces in flat for trace in traces for path in trace}
     paths = [path for path in sorted(every - {"type"}) if _differs(flat, path, slots)]
@@ -141,19 +160,7 @@ def _menu(choices: Sequence[Choice], slots: int, left: int) -> Json:
                 "args": [restyle, dict(_flat(choice.layout))],
             }
         )
-    return {
-        "type": "dropdown",
-        "direction": "down",
-        "buttons": buttons,
-        # At the left of a narrow page, too.
-        "x": 0,
-        "xanchor": "left",
-        "y": 1,
-        "yanchor": "bottom",
-        "pad": {"b": 14, "l": 16 - left},
-        "font": {"size": 12},
-        "showactive": True,
-    }
+    return {"buttons": buttons}
 
 
 def _differs(flat: Sequence[Sequence[Json]], path: str, slots: int) -> bool:

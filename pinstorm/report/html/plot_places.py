@@ -6,6 +6,8 @@ from typing import Any
 
 import polars
 
+from pinstorm.manifest_form import part
+
 EMULATED = " (emulated)"
 _HOW = {"tcg": EMULATED, "kvm": " (KVM)"}
 _UNKNOWN = "unknown kernel"
@@ -23,9 +25,9 @@ def expression() -> polars.Expr:
 
 def of_manifest(manifest: Mapping[str, Any]) -> str:
     """The place of a bundle's loads, whose time series do not name it."""
-    identity = manifest.get("identity") or {}
-    kernel = identity.get("kernel") or (manifest.get("kernel") or {}).get("release") or _UNKNOWN
-    return f"{kernel}{_HOW.get(manifest.get('accel') or identity.get('accel') or '', '')}"
+    identity = part(manifest, "identity")
+    kernel = identity.get("kernel") or part(manifest, "kernel").get("release") or _UNKNOWN
+    return f"{kernel}{_HOW.get(str(manifest.get('accel') or identity.get('accel')), '')}"
 
 
 def is_emulated(place: str) -> bool:
@@ -51,7 +53,10 @@ def variant(case: str) -> str:
 
 def page_bytes(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """PAGE_SIZE by bundle; 4 KiB of one that does not say."""
-    return {name: int(found.get("page_bytes") or 4096) for name, found in manifests.items()}
+    sizes = {name: found.get("page_bytes") for name, found in manifests.items()}
+    return {
+        name: size if isinstance(size, int) and size > 0 else 4096 for name, size in sizes.items()
+    }
 
 
 def usual_page_bytes(manifests: Mapping[str, Mapping[str, Any]]) -> int:

@@ -12,6 +12,7 @@ from pinstorm.report.html.plot_form import (
     Choice,
     Json,
     Plot,
+    escaped,
     figure,
     line,
     number_words,
@@ -184,7 +185,12 @@ def _choice(kind: _Kind, load: Load, label: str, found: Mapping[str, Series]) ->
             "zeroline": True,
         }
         layout["annotations"].append(
-            {"text": f"<b>{name}</b>, {kind.unit}", "x": 0, "xref": "paper", "xanchor": "left"}
+            {
+                "text": f"<b>{escaped(name)}</b>, {kind.unit}",
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+            }
             | {"y": round(top - 0.22 * each, 4), "yref": "paper", "yanchor": "bottom"}
             | {"showarrow": False, "font": {"size": 11}}
         )
@@ -216,24 +222,23 @@ def _trace(load: Load, name: str, series: Series, number: int) -> Json:
 
 
 def _row(load: Load, label: str, name: str, series: Series) -> tuple[str, ...]:
-    """The mean is that of the points by time, as drawn."""
-    area = whole = 0.0
-    for index in range(1, len(series.values)):
-        width = series.t_ns[index] - series.t_ns[index - 1]
-        area += width * (series.values[index] + series.values[index - 1]) / 2
-        whole += width
-    mean = area / whole if whole else None
     highest = max(series.values)
     at_s = load.seconds(series.t_ns[series.values.index(highest)])
     return (
         label,
         name,
-        number_words(shown(min(series.values))),
-        number_words(shown(mean)),
-        number_words(shown(highest)),
+        _words(min(series.values)),
+        _words(series.mean),
+        _words(highest),
         f"{shown(at_s)} s",
         number_words(len(series.values)),
     )
+
+
+def _words(value: float | None) -> str:
+    """A count as it is; of what is no whole number as many digits as say something."""
+    whole = value is not None and value.is_integer()
+    return number_words(value if whole else shown(value))
 
 
 def _axis(kind: _Kind, found: Mapping[str, Series]) -> Json:
@@ -294,7 +299,7 @@ def _phase_marks(load: Load) -> Json:
         lower = 0 if late or begin_ns - before_ns > (last_ns - first_ns) / 4 else lower + 1
         before_ns = begin_ns
         names.append(
-            {"text": name, "x": begin, "xref": "x", "xanchor": "right" if late else "left"}
+            {"text": escaped(name), "x": begin, "xref": "x", "xanchor": "right" if late else "left"}
             | {"y": 1, "yref": "paper", "yanchor": "top", "yshift": -13 * lower}
             | {"showarrow": False, "font": {"size": 11}}
         )
@@ -351,7 +356,9 @@ def _rates(intervals: Sequence[tuple[int, int, int]], points: int) -> Series:
     rows = polars.DataFrame(
         {"t_ns": times, "value": values}, schema={"t_ns": polars.Int64, "value": polars.Float64}
     )
-    return thinned(rows, points)
+    passed_ns = max(end for _, end, _ in intervals) - intervals[0][0]
+    mean = sum(count for *_, count in intervals) / passed_ns * 1e9 if passed_ns > 0 else None
+    return thinned(rows, points, mean)
 
 
 def _some(series: Iterable[tuple[str, Series]]) -> dict[str, Series]:
@@ -405,7 +412,8 @@ def _free_cma(told: _Told, number: int, points: int) -> dict[str, Series]:
 
 
 def _scaled(series: Series, factor: float) -> Series:
-    return Series(series.t_ns, [value * factor for value in series.values])
+    mean = None if series.mean is None else series.mean * factor
+    return Series(series.t_ns, [value * factor for value in series.values], mean)
 
 
 _KINDS = (

@@ -9,7 +9,7 @@ import polars as pl
 
 from pinstorm.explain import KNOWLEDGE, Cause
 from pinstorm.report.html import aggregates
-from pinstorm.report.html.case_details import parsed
+from pinstorm.report.html.case_details import as_list
 
 # Remedies of one cause differ by what the case was.
 _REMEDIES: Final = 3
@@ -30,7 +30,7 @@ def skips(cases: pl.LazyFrame) -> list[tuple[str, str, int]]:
     counts: Counter[str] = Counter()
     words: dict[str, str] = {}
     for text, why, runs in aggregates.skips(cases):
-        reasons = [one for one in parsed(text) or () if isinstance(one, Mapping)]
+        reasons = [one for one in as_list(text) if isinstance(one, Mapping)]
         for one in reasons or [{"code": why or "no reason"}]:
             code = str(one.get("code"))
             counts[code] += runs
@@ -45,7 +45,7 @@ def rules(runs: pl.DataFrame) -> list[Named]:
         runs.filter(pl.col("rule").is_not_null())
         .group_by("rule")
         .agg(
-            pl.col("expected_outcomes").list.join(" or ").unique().sort(),
+            pl.col("expected_outcomes").list.join(" or ").drop_nulls().unique().sort(),
             pl.col("expected_source").drop_nulls().unique().sort(),
             pl.col("case").n_unique(),
         )

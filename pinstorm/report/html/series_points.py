@@ -48,10 +48,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values of one figure by time, in order of time. ``t_ns`` of CLOCK_MONOTONIC."""
+    """Values of one figure by time, in order of time. ``t_ns`` of CLOCK_MONOTONIC.
+
+    ``mean``: over the time from the first to the last, of all values and not only of those that
+    are left here; None of a single one.
+    """
 
     t_ns: list[int]
     values: list[float]
+    mean: float | None
 
 
 def loads(
@@ -205,6 +210,8 @@ class Readings:
             rows.group_by("load", "source", "key", "pid", slot.alias("slot")).agg(
                 value.min().alias("low"),
                 value.max().alias("high"),
+                value.mean().alias("mean"),
+                polars.len().alias("readings"),
                 polars.col("t_ns").min().alias("first_ns"),
                 polars.col("t_ns").max().alias("last_ns"),
             )
@@ -221,7 +228,10 @@ class Readings:
                 ),
             ]
         )
-        return thinned(long.cast({"value": polars.Float64}), points)
+        # Readings come at one interval: so their mean is that over the time.
+        read = int(mine["readings"].sum())
+        mean = float((mine["mean"] * mine["readings"]).sum()) / read if read else None
+        return thinned(long.cast({"value": polars.Float64}), points, mean)
 
     def rate(
         self, load: int, source: str, keys: Iterable[str], pid: int | None, points: int
@@ -239,7 +249,9 @@ class Readings:
         rates = sums.select(
             t_ns="last_ns", value=polars.col("high").diff().cast(polars.Float64) / seconds
         )
-        return thinned(rates.filter(polars.col("value").is_finite()), points)
+        passed_ns = int(sums["last_ns"][-1]) - int(sums["last_ns"][0]) if sums.height > 1 else 0
+        mean = (sums["high"][-1] - sums["high"][0]) / passed_ns * 1e9 if passed_ns else None
+        return thinned(rates.filter(polars.col("value").is_finite()), points, mean)
 
     def _of(self, load: int, source: str, key: str, pid: int | None) -> polars.DataFrame:
         return self._rows.filter(
@@ -250,12 +262,14 @@ class Readings:
         )
 
 
-def thinned(rows: polars.DataFrame, points: int) -> Series:
+def thinned(rows: polars.DataFrame, points: int, mean: float | None = None) -> Series:
     """At most so many points of ``t_ns`` and ``value``, in order of time.
 
-    Where there are more, the lowest and the highest value of each slot of time.
+    Where there are more, the lowest and the highest value of each slot of time. ``mean``: where
+    it is known better than from lines between the values.
     """
     rows = rows.drop_nulls().sort("t_ns", maintain_order=True)
+    mean = _mean(rows) if mean is None else mean
     if rows.height > points:
         begin_ns, end_ns = int(rows["t_ns"][0]), int(rows["t_ns"][-1])
         slots = max(1, points // 2)
@@ -269,4 +283,12 @@ def thinned(rows: polars.DataFrame, points: int) -> Series:
             )
         )
         rows = rows[polars.concat([kept["low"], kept["high"]]).unique().sort()]
-    return Series(rows["t_ns"].to_list(), rows["value"].to_list())
+    return Series(rows["t_ns"].to_list(), rows["value"].to_list(), mean)
+
+
+def _mean(rows: polars.DataFrame) -> float | None:
+    width, value = polars.col("t_ns").diff(), polars.col("value")
+    area, whole = rows.select(
+        ((value + value.shift()) / 2 * width).sum().alias("area"), width.sum().alias("whole")
+    ).row(0)
+    return area / whole if whole else None

@@ -46,6 +46,10 @@ def ranged(row: Mapping[str, Any], name: str, told: Callable[[int], str] = str) 
     return told(low) if low == high else f"{told(low)}\N{EN DASH}{told(high)}"
 
 
+# Acquired minus released: each of the two counters may be off by the bound.
+_NET: Final = ("held", "leaked", "orphaned")
+
+
 def pages(row: Mapping[str, Any], name: str) -> str:
     """A pin figure with what is known of its error: ``~`` where others pinned nearby."""
     figure = ranged(row, name)
@@ -53,7 +57,8 @@ def pages(row: Mapping[str, Any], name: str) -> str:
         return figure
     if row["pins_noise"] or row["pins_recent"]:
         return f"~{figure}"
-    return f"{figure} ±{row['pins_bound']}" if row["inexact"] and row["pins_bound"] else figure
+    bound = (row["pins_bound"] or 0) * (2 if name in _NET else 1)
+    return f"{figure} ±{bound}" if row["inexact"] and bound else figure
 
 
 def kib(row: Mapping[str, Any], name: str) -> str:
