@@ -25,6 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 UNDO = Path("/run/pinstorm/undo.json")
 
 
+def module_path() -> str:
+    """PYTHONPATH for a Python without site (-S): the checkout, and what this one imports from."""
+    return ":".join([str(ROOT), *filter(None, sys.path)])
+
+
 @contextmanager
 def restored() -> Iterator[list[str]]:
     """Give back what a killed run left changed, and at the end what this one changed.

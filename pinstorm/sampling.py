@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pinstorm import journal
-from pinstorm.host import ROOT
+from pinstorm.host import module_path
 from pinstorm.spawn import MARK
 from pinstorm.spool import SEGMENT_BYTES, segments
 from workloads.channel import Channel
@@ -173,7 +173,7 @@ def _environment() -> dict[str, str]:
         **kept,
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),
+        "PYTHONPATH": module_path(),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pinstorm.errors import PinstormError
-from pinstorm.host import ROOT
+from pinstorm.host import module_path
 from workloads.channel import Channel
 from workloads.spec import Case, Surroundings
 
@@ -49,7 +49,7 @@ class Zygote:
             # A load's numpy must not start threads: no process with several may be forked.
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),
+            "PYTHONPATH": module_path(),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-m", "workloads.zygote", str(theirs.fileno()), *include],

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pinstorm.host import ROOT
+from pinstorm.host import module_path
 from workloads import libc
 
 _DEADLINE_S: Final = 30.0
@@ -39,7 +39,7 @@ def ask(devices: Sequence[str]) -> Answers:
     environment = {
         **os.environ,
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),
+        "PYTHONPATH": module_path(),
     }
     command = [sys.executable, "-S", "-m", __spec__.name, *devices]
     try:

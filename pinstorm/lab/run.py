@@ -234,7 +234,7 @@ def _run_boot(run: _Run, shape: Shape, todo: Sequence[Planned]) -> bool:
     run.console_bytes = run.console_seen_bytes = _size(run.console_path)
     # The host's module path, spelled out: what site and its .pth files do takes 2 s in a guest.
     command = [sys.executable, "-S", "-m", "pinstorm.lab.guest", str(job)]
-    environment = {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])}
+    environment = {"PYTHONPATH": host.module_path()}
     if run.kernel.gup_test is not None:
         environment[GUP_TEST_MODULE] = str(run.kernel.gup_test)
     with boot.boot(

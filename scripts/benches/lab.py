@@ -68,8 +68,8 @@ def _in_guest(
     )
     # As pinstorm.lab.run has it: what site does with .pth files takes 2 s in a guest.
     command = [sys.executable, "-S", "-m", "benches.lab_guest", str(job), str(events)]
-    paths = [str(SCRIPTS), str(host.ROOT), *filter(None, sys.path)]
-    environment = {"PYTHONPATH": ":".join(paths), "OPENBLAS_NUM_THREADS": "1"}
+    paths = f"{SCRIPTS}:{host.module_path()}"
+    environment = {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
     report.note(f"booting {kernel.release} for {', '.join(one.name for one in chosen)}")
     try:
         with boot.boot(kernel, shape, command, share, share / "console", environment) as guest:
