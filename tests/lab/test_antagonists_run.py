@@ -5,22 +5,16 @@ is in the page cache, and with where the memory of another process lies, half of
 """
 
 import json
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import guest_script
 import pytest
 
-from pinstorm import cache, host
-from pinstorm.errors import UsageError
-from pinstorm.lab import boot, kernels
-from pinstorm.lab.shape import MOVABLE, shapes_for
+from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.shape import MOVABLE
 from workloads.spec import MIB, PAGE_BYTES, Need
 
-GUEST = Path(__file__).with_name("antagonists_guest.py")
 NEEDS = (Need.MOVABLE, Need.NUMA, Need.TARGET_DIO)
 DEADLINE_S = 400.0
 
@@ -49,29 +43,18 @@ BESIDE = {
 
 
 @pytest.fixture(scope="module")
-def seen() -> Iterator[dict[str, Any]]:
+def seen(backports: Kernel, module_tmp: Path) -> dict[str, Any]:
     """What antagonists_guest.py wrote on the newest kernel."""
-    try:
-        kernel = kernels.resolve("backports")
-    except UsageError as error:
-        pytest.skip(str(error))
-    parent = cache.cache_dir() / "tests"
-    parent.mkdir(parents=True, exist_ok=True)
-    share = Path(tempfile.mkdtemp(dir=parent))
-    try:
-        yield run_in_guest(kernel, share)
-    finally:
-        shutil.rmtree(share, ignore_errors=True)
-
-
-def run_in_guest(kernel: kernels.Kernel, share: Path) -> dict[str, Any]:
-    (shape,) = shapes_for(kernel, {MOVABLE: NEEDS})
-    result = share / "result.json"
-    command = [sys.executable, "-S", str(GUEST), str(result)]
-    environment = {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])}
-    with boot.boot(kernel, shape, command, share, share / "console", environment) as guest:
-        code = guest.wait(DEADLINE_S)
-        assert code == 0, "\n".join(guest.output())
+    result = module_tmp / "result.json"
+    guest_script.printed(
+        "antagonists_guest.py",
+        backports,
+        module_tmp,
+        str(result),
+        needs=NEEDS,
+        group=MOVABLE,
+        deadline_s=DEADLINE_S,
+    )
     found: dict[str, Any] = json.loads(result.read_text())
     return found
 

@@ -1,18 +1,15 @@
 """``pinstorm doctor`` in a guest with Soft-RoCE: the device is told, and its refusal predicted."""
 
 import json
-import sys
 from collections.abc import Callable
 from errno import ENOMEM
 from pathlib import Path
 from typing import Any
 
+import guest_script
 import pytest
 
-from pinstorm import host
-from pinstorm.lab import boot
 from pinstorm.lab.kernels import Kernel
-from pinstorm.lab.shape import shapes_for
 from workloads.spec import Need
 
 KIB = 1 << 10
@@ -21,19 +18,10 @@ DEADLINE_S = 600.0
 
 
 def examined(kernel: Kernel, place: Path) -> dict[str, Any]:
-    (shape,) = shapes_for(kernel, {"plain": (Need.RDMA_DEVICE, Need.VFIO)})
-    script = Path(__file__).with_name("doctor_guest.py")
-    with boot.boot(
-        kernel,
-        shape,
-        [sys.executable, str(script)],
-        place,
-        place / "console.log",
-        {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])},
-    ) as guest:
-        code = guest.wait(DEADLINE_S)
-        output, errors = guest.output()
-    assert code == 0, errors
+    needs = (Need.RDMA_DEVICE, Need.VFIO)
+    output = guest_script.printed(
+        "doctor_guest.py", kernel, place, needs=needs, deadline_s=DEADLINE_S
+    )
     said: dict[str, Any] = json.loads(output)
     assert said["setup"]["device"] == "rxe0", said["setup"]
     return said

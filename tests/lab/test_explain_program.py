@@ -6,53 +6,30 @@ and ends; but its server waits for a partner before it registers anything, and c
 
 import json
 import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
 from errno import EAGAIN, ENOMEM
 from pathlib import Path
 from typing import Any
 
+import guest_script
 import pytest
 
-from pinstorm import cache, host
-from pinstorm.errors import UsageError
 from pinstorm.evidence import Evidence
-from pinstorm.lab import boot, kernels
-from pinstorm.lab.shape import PLAIN, shapes_for
+from pinstorm.lab.kernels import Kernel
 from workloads.spec import Need
 
-GUEST = Path(__file__).with_name("programs_guest.py")
 NEEDS = (Need.RDMA_DEVICE, Need.SCRATCH_DAX, Need.SCRATCH_EXT4, Need.SECRETMEM)
 DEADLINE_S = 300.0
 
 
 @pytest.fixture(scope="module")
-def seen() -> Iterator[dict[str, Any]]:
+def seen(backports: Kernel, module_tmp: Path) -> dict[str, Any]:
     """What programs_guest.py wrote on the newest kernel."""
     if shutil.which("ib_write_bw") is None:
         pytest.skip("ib_write_bw is not installed: apt-get install perftest")
-    try:
-        kernel = kernels.resolve("backports")
-    except UsageError as error:
-        pytest.skip(str(error))
-    parent = cache.cache_dir() / "tests"
-    parent.mkdir(parents=True, exist_ok=True)
-    share = Path(tempfile.mkdtemp(dir=parent))
-    try:
-        yield run_in_guest(kernel, share)
-    finally:
-        shutil.rmtree(share, ignore_errors=True)
-
-
-def run_in_guest(kernel: kernels.Kernel, share: Path) -> dict[str, Any]:
-    (shape,) = shapes_for(kernel, {PLAIN: NEEDS})
-    result = share / "result.json"
-    command = [sys.executable, "-S", str(GUEST), str(result)]
-    environment = {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])}
-    with boot.boot(kernel, shape, command, share, share / "console", environment) as guest:
-        code = guest.wait(DEADLINE_S)
-        assert code == 0, "\n".join(guest.output())
+    result = module_tmp / "result.json"
+    guest_script.printed(
+        "programs_guest.py", backports, module_tmp, str(result), needs=NEEDS, deadline_s=DEADLINE_S
+    )
     found: dict[str, Any] = json.loads(result.read_text())
     return found
 

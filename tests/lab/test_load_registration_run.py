@@ -7,24 +7,19 @@ counters, VmPin, and the memory regions that it tracks for the process.
 import json
 import shutil
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from errno import EFAULT, ENODEV, EOPNOTSUPP
 from pathlib import Path
 from typing import Any
 
+import guest_script
 import pytest
 
-from pinstorm import cache, host
-from pinstorm.errors import UsageError
-from pinstorm.lab import boot, kernels
-from pinstorm.lab.shape import PLAIN, shapes_for
+from pinstorm import host
+from pinstorm.lab.kernels import Kernel
 from telemetry.histogram import Histogram
 from workloads.load.churn import WARM_UP_PAIRS
 from workloads.spec import PAGE_BYTES, Need
 
-GUEST = Path(__file__).with_name("load_registration_guest.py")
 NEEDS = (Need.RDMA_DEVICE, Need.RDMA_ODP)
 DEADLINE_S = 200.0
 SIZE = 64 << 10
@@ -35,33 +30,22 @@ Seen = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def seen() -> Iterator[Seen]:
+def seen(backports: Kernel, module_tmp: Path) -> Seen:
     """What load_registration_guest.py wrote on the newest kernel."""
     if shutil.which("gcc") is None or not Path("/usr/include/infiniband/verbs.h").exists():
         pytest.skip("no compiler or no verbs.h: apt-get install gcc make libibverbs-dev")
-    try:
-        kernel = kernels.resolve("backports")
-    except UsageError as error:
-        pytest.skip(str(error))
-    parent = cache.cache_dir() / "tests"
-    parent.mkdir(parents=True, exist_ok=True)
-    share = Path(tempfile.mkdtemp(dir=parent))
-    try:
-        yield run_in_guest(kernel, share)
-    finally:
-        shutil.rmtree(share, ignore_errors=True)
-
-
-def run_in_guest(kernel: kernels.Kernel, share: Path) -> Seen:
     peers = host.ROOT / "scripts/peers"
-    subprocess.run(["make", "-s", "-C", str(peers), f"OUT={share}"], check=True)
-    (shape,) = shapes_for(kernel, {PLAIN: NEEDS})
-    result = share / "result.json"
-    command = [sys.executable, "-S", str(GUEST), str(result), str(share / "register_rdma")]
-    environment = {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])}
-    with boot.boot(kernel, shape, command, share, share / "console", environment) as guest:
-        code = guest.wait(DEADLINE_S)
-        assert code == 0, "\n".join(guest.output())
+    subprocess.run(["make", "-s", "-C", str(peers), f"OUT={module_tmp}"], check=True)
+    result = module_tmp / "result.json"
+    guest_script.printed(
+        "load_registration_guest.py",
+        backports,
+        module_tmp,
+        str(result),
+        str(module_tmp / "register_rdma"),
+        needs=NEEDS,
+        deadline_s=DEADLINE_S,
+    )
     found: Seen = json.loads(result.read_text())
     return found
 

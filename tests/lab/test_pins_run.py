@@ -1,17 +1,14 @@
 """``pinstorm pins`` beside processes that hold an MR, registered buffers and packet memory."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import guest_script
 import pytest
 
-from pinstorm import host
-from pinstorm.lab import boot
 from pinstorm.lab.kernels import Kernel
-from pinstorm.lab.shape import shapes_for
 from workloads.spec import Need
 
 MIB = 1 << 20
@@ -19,20 +16,10 @@ PAGE = 4096
 
 
 def listed(kernel: Kernel, place: Path) -> dict[str, Any]:
-    (shape,) = shapes_for(kernel, {"plain": (Need.RDMA_DEVICE, Need.VFIO, Need.UDMABUF)})
-    script = Path(__file__).parent / "held_pins.py"
-    with boot.boot(
-        kernel,
-        shape,
-        [sys.executable, str(script)],
-        place,
-        place / "console.log",
-        {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])},
-    ) as guest:
-        code = guest.wait(300)
-        output, errors = guest.output()
-    assert code == 0, errors
-    said: dict[str, Any] = json.loads(output)
+    needs = (Need.RDMA_DEVICE, Need.VFIO, Need.UDMABUF)
+    said: dict[str, Any] = json.loads(
+        guest_script.printed("held_pins.py", kernel, place, needs=needs)
+    )
     assert said["setup"]["device"] == "rxe0", said["setup"]
     return said
 

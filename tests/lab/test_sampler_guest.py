@@ -1,16 +1,14 @@
 """The sampler in a guest with Soft-RoCE: regions and counters against the ``rdma`` program."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import guest_script
 import pytest
 
-from pinstorm import host, samples, series_tables
-from pinstorm.lab import boot
+from pinstorm import samples, series_tables
 from pinstorm.lab.kernels import Kernel
-from pinstorm.lab.shape import shapes_for
 from workloads.spec import Need
 
 
@@ -19,19 +17,9 @@ def test_regions_show_in_the_series_as_the_program_counts_them(
     name: str, kernel_named: Callable[[str], Kernel], lab_tmp: Path
 ) -> None:
     kernel = kernel_named(name)
-    (shape,) = shapes_for(kernel, {"plain": (Need.RDMA_DEVICE,)})
-    script = Path(__file__).parent / "sampled_regions.py"
-    with boot.boot(
-        kernel,
-        shape,
-        [sys.executable, str(script), str(lab_tmp)],
-        lab_tmp,
-        lab_tmp / "console.log",
-        {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])},
-    ) as guest:
-        code = guest.wait(300)
-        output, errors = guest.output()
-    assert code == 0, errors
+    output = guest_script.printed(
+        "sampled_regions.py", kernel, lab_tmp, str(lab_tmp), needs=(Need.RDMA_DEVICE,)
+    )
     said = json.loads(output)
     assert said["setup"]["device"] == "rxe0", said["setup"]
     assert not said["report"]["died"]

@@ -1,20 +1,18 @@
 """The witness on real kernels: what GUP is seen to be called with, and that nothing is left."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import guest_script
 import pytest
 
 import workloads
-from pinstorm import bundle, host, suite
-from pinstorm.lab import boot
+from pinstorm import bundle, suite
 from pinstorm.lab import run as lab
 from pinstorm.lab.kernels import Kernel
-from pinstorm.lab.shape import shapes_for
 from workloads.spec import Case, Planned
 
 SMALL = {"size_bytes": 65536}
@@ -129,26 +127,7 @@ def test_what_a_killed_run_left_is_removed_and_a_live_ones_is_not(
     name: str, kernel_named: Callable[[str], Kernel], lab_tmp: Path
 ) -> None:
     kernel = kernel_named(name)
-    (shape,) = shapes_for(kernel, {"plain": ()})
-    script = Path(__file__).parent / "killed_trace.py"
-    console = lab_tmp / "console.log"
-    for attempt in range(2):  # a guest that goes away is booted once more, as a run does
-        share = lab_tmp / str(attempt)
-        share.mkdir()
-        with boot.boot(
-            kernel,
-            shape,
-            [sys.executable, "-S", str(script)],
-            share,
-            console,
-            {"PYTHONPATH": ":".join([str(host.ROOT), *filter(None, sys.path)])},
-        ) as guest:
-            code = guest.wait(180)
-            output, errors = guest.output()
-        if code != boot.GONE:
-            break
-        print(console.read_text(errors="replace")[-4000:])
-    assert code == 0, errors
+    output = guest_script.printed("killed_trace.py", kernel, lab_tmp, deadline_s=180)
     said = json.loads(output)
     pid, missing = said["killed"].split(" ", 1)
     assert missing == "None", said["stderr"]

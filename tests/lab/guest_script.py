@@ -1,0 +1,52 @@
+"""One script of this directory in one guest, for tests that need more of it than a run gives."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from pinstorm import host
+from pinstorm.lab import boot
+from pinstorm.lab.kernels import Kernel
+from pinstorm.lab.shape import PLAIN, shapes_for
+from workloads.spec import Need
+
+_CONSOLE_LINES = 60
+
+
+def printed(
+    name: str,
+    kernel: Kernel,
+    share: Path,
+    *arguments: str,
+    needs: Sequence[Need] = (),
+    group: str = PLAIN,
+    deadline_s: float = 300.0,
+) -> str:
+    """What the script printed; AssertionError with what is known when it failed or its kernel did.
+
+    ``group``: of the shapes (pinstorm.lab.shape). A machine that went away without a panic is the
+    emulator's affair or this host's: it is booted once more, with a warning that tells of it.
+    """
+    (shape,) = shapes_for(kernel, {group: needs})
+    command = [sys.executable, "-S", str(Path(__file__).with_name(name)), *arguments]
+    environment = {"PYTHONPATH": host.module_path()}
+    for last in (False, True):
+        console = share / f"console-{int(last)}.log"
+        with boot.boot(kernel, shape, command, share, console, environment) as guest:
+            code = guest.wait(deadline_s)
+            output, errors = guest.output()
+            if code == 0:
+                break
+            lines = boot.console_lines(console)
+            told = [
+                f"{name} on {kernel.release}: ended with {code}, "
+                f"{'begun' if guest.started else 'not begun'}; QEMU: {guest.process.poll()}",
+                *("", errors, output, "", guest.machine_messages(), ""),
+                *lines[-_CONSOLE_LINES:],
+            ]
+        assert not last, "\n".join(told)
+        assert code == boot.GONE, "\n".join(told)
+        assert not boot.panic_lines(lines), "\n".join(told)
+        warnings.warn("\n".join(told), stacklevel=2)
+    return output
