@@ -5,7 +5,7 @@ from typing import Any
 from pinstorm import intervals, suite
 from pinstorm.bundle import Bundle
 from pinstorm.intervals import Interval
-from pinstorm.load_case.tally import Tally, said_of
+from pinstorm.load_case.tally import Tally, said_of, said_of_load
 from workloads.load.spec import Job, Load
 
 
@@ -19,17 +19,8 @@ def figures(bundle: Bundle, case_id: str) -> dict[str, Any]:
     held = {job: total for ((_, job), phase), total in totals.items() if phase == "hold"}
     return {
         "jobs": [_figures_of(job, held.get(job.name)) for job in load.jobs],
-        "load": {
-            "duration_s": load.duration_s,
-            "interval_s": load.interval_s,
-            # Lines of a long load were merged: what is left does not tell.
-            "steady": None,
-            "steady_window_s": load.steady.window_s,
-            "stopped": None,
-            "failure": None,
-            "sampler": None,
-            "soak": {},
-        },
+        # Whether it is steady stays unknown: a long load's lines were merged.
+        "load": said_of_load(load),
     }
 
 

@@ -17,7 +17,7 @@ from pinstorm import evidence, samples, soak
 from pinstorm.containment import Containment
 from pinstorm.interrupts import Interrupt, Interrupts
 from pinstorm.intervals import Intervals
-from pinstorm.load_case.tally import LoadTally
+from pinstorm.load_case.tally import LoadTally, said_of_load
 from pinstorm.observe import Observation
 from pinstorm.sampling import Report, Sampling
 from pinstorm.spawn import Child, Zygote
@@ -72,17 +72,7 @@ class LoadObservation(Observation):
         self._told_intervals = 0
         self._holding = False
         self.record["jobs"] = []
-        self.record["load"] = {
-            "ramp_s": self._load.ramp_s,
-            "duration_s": self._load.duration_s,
-            "interval_s": self._load.interval_s,
-            "steady": None,
-            "steady_window_s": self._load.steady.window_s,
-            "stopped": None,
-            "failure": None,
-            "sampler": None,
-            "soak": {},
-        }
+        self.record["load"] = said_of_load(self._load)
         self.record["no_trace"] = "a load is not traced"
 
     def _run(self, zygote: Zygote) -> None:

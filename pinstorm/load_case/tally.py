@@ -183,5 +183,20 @@ def said_of(job: Job) -> dict[str, Any]:
     }
 
 
+def said_of_load(load: Load) -> dict[str, Any]:
+    """What the suite said of the load, and of what is seen of it nothing yet: the record's load."""
+    return {
+        "ramp_s": load.ramp_s,
+        "duration_s": load.duration_s,
+        "interval_s": load.interval_s,
+        "steady": None,
+        "steady_window_s": load.steady.window_s,
+        "stopped": None,
+        "failure": None,
+        "sampler": None,
+        "soak": {},
+    }
+
+
 def _per_second(count: int, elapsed_s: float) -> float | None:
     return count / elapsed_s if elapsed_s else None
