@@ -72,7 +72,8 @@ class Uring:
         self._size = int(direct.sizes[0])
         # A registered buffer's pages were pinned when it was registered.
         self._pages = direct.pages * (0 if job.registered else 1)
-        same = bool((self._pages[0] == self._pages[0, 0]).all())
+        # How many pages each operation pins, where that and its size are the same for all of them.
+        same = self._uniform and bool((self._pages[0] == self._pages[0, 0]).all())
         self._same_pages = int(self._pages[0, 0]) if same else None
         self._chunk = Chunk(slots)
 
@@ -315,7 +316,7 @@ class Uring:
         start, end = self._noted, self._noted + count
         np.subtract(now_ns, self._started_ns[slots], out=self._latencies[start:end])
         self._noted = end
-        if self._uniform and self._same_pages is not None:
+        if self._same_pages is not None:
             return
         chosen = self._chosen[slots]
         recorder.bytes += int(self._direct.sizes[chosen].sum())
@@ -328,7 +329,7 @@ class Uring:
         self._chunk.look(now_ns, self._done)
         self._done += count
         recorder.operations += count
-        if self._uniform and self._same_pages is not None:
+        if self._same_pages is not None:
             recorder.bytes += count * self._size
             recorder.pins += count * self._same_pages
 
