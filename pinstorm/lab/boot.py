@@ -38,7 +38,6 @@ _POLL_S = 0.05
 # Directories that virtme-ng covers with empty tmpfs in the guest.
 _HIDDEN = ("/dev", "/proc", "/sys", "/run", "/var/cache", "/var/log", "/var/tmp", "/var/lib/apt")
 _SAFE_PATH = re.compile(r"[a-zA-Z0-9_+/.-]+")
-_PANIC = re.compile(r"Kernel panic - not syncing|^.*\] Oops: |BUG: unable to handle", re.MULTILINE)
 
 _KERNEL_OPTIONS = (
     # Warnings and worse go to the console; the rest stays in the guest's own log.
@@ -369,21 +368,3 @@ def _host_environment(control: Path, terminal: str = "dumb") -> dict[str, str]:
         # depmod and modprobe are in sbin, which an ordinary user's PATH lacks on Debian
         "PATH": f"{path}:/usr/sbin:/sbin",
     }
-
-
-def console_lines(path: Path, offset_bytes: int = 0) -> list[str]:
-    """A console file's lines from there on, without terminal escapes; empty when there is none."""
-    try:
-        text = path.read_bytes()[offset_bytes:].decode(errors="replace")
-    except OSError:
-        return []
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|\r", "", text)
-    return [line.rstrip() for line in plain.splitlines() if line.strip()]
-
-
-def panic_lines(lines: Sequence[str]) -> list[str]:
-    """The console's lines from the kernel's first oops or panic on; empty when there was none."""
-    for number, line in enumerate(lines):
-        if _PANIC.search(line):
-            return list(lines[number:])
-    return []

@@ -7,7 +7,7 @@ import mmap
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,14 +64,6 @@ CONSTANTS = {
     "F_SEAL_SHRINK": udmabuf.F_SEAL_SHRINK,
 }
 HEADERS = ("linux/fcntl.h", "linux/vfio.h", "linux/videodev2.h", "linux/udmabuf.h")
-
-
-@pytest.fixture
-def owner() -> Iterator[Owner]:
-    owner = Owner()
-    yield owner
-    owner.close()
-    assert owner.errors == []
 
 
 def test_the_numbers_are_those_of_the_headers(

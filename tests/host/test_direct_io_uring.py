@@ -27,14 +27,6 @@ QUIET_TRIES = 20
 
 
 @pytest.fixture
-def owner() -> Iterator[Owner]:
-    owner = Owner()
-    yield owner
-    owner.close()
-    assert owner.errors == []
-
-
-@pytest.fixture
 def around(need: Need) -> Surroundings:
     """The current directory's file system, as ``--scratch`` has it when left out."""
     here = os.getcwd()

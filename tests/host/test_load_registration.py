@@ -45,14 +45,6 @@ PEERS = Path(__file__).parents[2] / "scripts/peers"
 MECHANISMS = pytest.mark.parametrize(("depth", "table"), [(1, True), (4, True), (4, False)])
 
 
-@pytest.fixture
-def owner() -> Iterator[Owner]:
-    owner = Owner()
-    yield owner
-    owner.close()
-    assert owner.errors == []
-
-
 @pytest.fixture(autouse=True)
 def _io_uring(need: Need) -> None:
     try:

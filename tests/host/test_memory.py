@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,6 @@ from workloads.spec import MIB, PAGE_BYTES, CallFailed, PrepareFailed, Surroundi
 
 SPECS = {spec.name: spec for spec in MEMORY}
 EVERY_FRAME = ((0, 1 << 52),)  # as if the whole machine were CMA: a pin then moves nothing
-
-
-@pytest.fixture
-def owner() -> Iterator[Owner]:
-    owner = Owner()
-    yield owner
-    owner.close()
-    assert owner.errors == []
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from test_memory import EVERY_FRAME, SPECS, need, need_frames, owner, prepare, scratch, smaps
+from test_memory import EVERY_FRAME, SPECS, need, need_frames, prepare, scratch, smaps
 
 import workloads.memory as memory_kinds
 from telemetry import kpageflags, maps, pagemap
@@ -27,7 +27,7 @@ from workloads.memory.proof import require_pages
 from workloads.owner import Owner
 from workloads.spec import MIB, PAGE_BYTES, CallFailed, PrepareFailed, Surroundings
 
-__all__ = ["owner", "scratch"]  # fixtures
+__all__ = ["scratch"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 SHM = "/dev/shm"

@@ -41,14 +41,6 @@ def need(met: bool, reason: str) -> None:
 
 
 @pytest.fixture
-def owner() -> Iterator[Owner]:
-    owner = Owner()
-    yield owner
-    owner.close()
-    assert owner.errors == []
-
-
-@pytest.fixture
 def counters() -> Iterator[Counters]:
     with Counters() as counters:
         need(counters.refreshes, "/proc/sys/vm/stat_refresh cannot be read: needs root")

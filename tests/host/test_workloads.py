@@ -38,14 +38,6 @@ def need(met: bool, reason: str) -> None:
 
 
 @pytest.fixture
-def owner() -> Iterator[Owner]:
-    owner = Owner()
-    yield owner
-    owner.close()
-    assert owner.errors == []
-
-
-@pytest.fixture
 def around() -> Surroundings:
     """The current directory's file system, as ``--scratch`` has it when left out."""
     here = os.getcwd()

@@ -9,7 +9,7 @@ from workloads.spec import Case, Surroundings, WorkloadSpec
 
 WORKLOADS = tuple(
     WorkloadSpec(name, "faulty_guests", "a test's", pin_class="pin", scope="call", writes=True)
-    for name in ("panics", "sleeps")
+    for name in ("panics", "sleeps", "says-int3")
 )
 
 
@@ -22,7 +22,10 @@ class Faulty:
         self._case = case
 
     def acquire(self) -> int:
-        if self._case.workload == "panics":
+        if self._case.workload == "says-int3":
+            # What the console shows of the emulator's defect (pinstorm.lab.console).
+            Path("/dev/kmsg").write_text("<0>Oops: int3: 0000 [#1] SMP NOPTI\n")
+        if self._case.workload != "sleeps":
             Path("/proc/sysrq-trigger").write_text("c")
         time.sleep(600)
         return 0

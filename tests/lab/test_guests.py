@@ -17,7 +17,9 @@ import pytest
 import workloads
 from pinstorm import bundle, suite
 from pinstorm import journal as journal_module
+from pinstorm.lab import console
 from pinstorm.lab import run as lab
+from pinstorm.lab.accel import accelerator
 from pinstorm.lab.kernels import Kernel
 from pinstorm.lab.shape import PMEM_OPTION, Shape, shapes_for
 from workloads.spec import Case, Planned
@@ -103,6 +105,25 @@ def test_run_goes_on_after_a_panic_and_a_killed_qemu(
     assert len({boot["boot"] for boot in opened.manifest["boots"]}) == 3
     assert "Kernel panic" in (done.path / "console.log").read_text(errors="replace")
     assert not list(done.path.glob(".*")), "job files are left in the bundle"
+
+
+def test_case_whose_guest_the_emulator_took_down_runs_once_more(
+    backports: Kernel, quick: suite.Suite, faulty: tuple[str, ...], lab_tmp: Path
+) -> None:
+    """It is not the kernel's crash; and the second time it is lost, and the run goes on."""
+    at_fault = console.is_emulators(["[    1.0] Oops: int3: 0000 [#1]"], accelerator(backports))
+    plan = numbered(Case("says-int3", "anon", SMALL, repeat=0), GOOD)
+    said: list[str] = []
+    done = lab.run_kernel(
+        quick, plan, backports, lab_tmp, None, lambda line: None, said.append, faulty
+    )
+    lost, good = sorted(done.records, key=lambda record: int(record["seq"]))
+    expected = ("lost", "emulator") if at_fault else ("crash", "kernel-panic")
+    assert (lost["verdict"], lost["reason"]) == expected
+    assert "int3" in lost["kmsg"][0]
+    assert good["verdict"] == "pass"
+    assert len([sentence for sentence in said if "runs once more" in sentence]) == at_fault, said
+    assert len(bundle.open_bundle(done.path).manifest["boots"]) == 2 + len(said), said
 
 
 def test_boot_lost_twice_is_told_and_ends(

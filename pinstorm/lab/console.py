@@ -1,0 +1,46 @@
+"""What a guest's console says of its end: a panic of the kernel, or the emulator's own defect."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pinstorm.lab.accel import Accel
+
+_PANIC: Final = re.compile(r"Kernel panic - not syncing|\] (Oops|int3): |BUG: unable to handle")
+_INT3: Final = re.compile(r"\] (Oops: )?int3: 0000 \[#1\]")
+# QEMU's v8.1.0-rc0, deba78709ae8 ("accel/tcg: Always lock pages before translation").
+_MENDED: Final = (8, 1)
+
+
+def lines_of(path: Path, offset_bytes: int = 0) -> list[str]:
+    """A console file's lines from there on, without terminal escapes; empty when there is none."""
+    try:
+        text = path.read_bytes()[offset_bytes:].decode(errors="replace")
+    except OSError:
+        return []
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|\r", "", text)
+    return [line.rstrip() for line in plain.splitlines() if line.strip()]
+
+
+def panic(lines: Sequence[str]) -> list[str]:
+    """The lines from the kernel's first oops or panic on; empty when there was none."""
+    for number, line in enumerate(lines):
+        if _PANIC.search(line):
+            return list(lines[number:])
+    return []
+
+
+def is_emulators(panic: Sequence[str], accel: Accel) -> bool:
+    """Whether a panic is QEMU's and not the kernel's: an int3 that was patched away already.
+
+    The kernel patches its code (jump labels, ftrace, probes) with an int3 in its place for a
+    moment. An emulated CPU of QEMU before 8.1 can translate the code just then, and goes on with
+    the int3 when the kernel knows of none any more. Seen here once in some forty boots, on a busy
+    host; reported as "qemu-x86_64 booting with 8.0.0 stil see int3: when running LTP tracing
+    testing" to the kernel's list in June 2023.
+    """
+    if accel.name != "tcg" or not panic or not _INT3.search(panic[0]):
+        return False
+    numbers = re.match(r"(\d+)\.(\d+)", accel.qemu_version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < _MENDED
