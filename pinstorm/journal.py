@@ -1,10 +1,9 @@
 """journal.jsonl: what a run writes while it lives, one JSON object a line, each line fsynced.
 
 ``{"start": case, "seq": n, …}`` before a case, its record (with ``case`` and ``verdict``) after it,
-``{"interrupted": case, "seq": n}`` when Ctrl-C came while it ran, or its emulator failed. So a
-machine that dies leaves what was finished and the name of the case that was running. ``seq`` is the
-position in the whole run, all rounds. The last line may be torn; any other line that is none of a
-journal is an error.
+``{"interrupted": case, "seq": n}`` when Ctrl-C came while it ran. So a machine that dies leaves
+what was finished and the name of the case that was running. ``seq`` is the position in the whole
+run, all rounds. The last line may be torn; any other line that is no line of a journal is an error.
 """
 
 import contextlib
@@ -78,7 +77,7 @@ class Journal:
         self._write(record)
 
     def interrupted(self, seq: int, case_id: str) -> None:
-        """Say that the case was broken off, and not by anything of its own: it runs again."""
+        """Say that the case was broken off by the person: --resume runs it again."""
         self._write({"interrupted": case_id, "seq": seq})
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """``pinstorm lab run``: the host's side. Boot a guest per shape, watch it, and merge what it wrote.
 
 The guest writes the journal while it lives; the host writes to it only between boots, about a case
-that a dead guest left unfinished: ``crash`` when the console shows a panic, else ``lost``. The run
-then goes on with the next case in a fresh guest. A boot that never ran a case is tried once more,
-and so is a case whose guest the emulator took down.
+that a dead guest left unfinished: ``crash`` when the console shows a panic of the kernel's own,
+else ``lost``. The run then goes on with the next case in a fresh guest. A boot that never ran a
+case is tried once more.
 """
 
 import compileall
@@ -73,8 +73,6 @@ class _Run:
     console_seen_bytes: int = 0
     # What the guest's command failed of, or the last line of its standard error.
     last_words: str = ""
-    # The seq of cases whose guest the emulator took down once.
-    tried_again: set[int] = field(default_factory=set)
 
     @property
     def journal_path(self) -> Path:
@@ -210,8 +208,8 @@ def _run_shape(run: _Run, shape: Shape, cases: Sequence[Planned]) -> None:
     while todo := _unfinished(run, cases):
         before = len(todo)
         started = _run_boot(run, shape, todo)
-        again = _close_unfinished(run, cases)
-        if again or len(_unfinished(run, cases)) < before:
+        _close_unfinished(run, cases)
+        if len(_unfinished(run, cases)) < before:
             lost_boots = 0
             continue
         lost_boots += 1
@@ -318,40 +316,30 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _close_unfinished(run: _Run, cases: Sequence[Planned]) -> bool:
-    """The case that a dead guest left behind: a crash when the kernel said so, else lost.
-
-    True when it runs once more instead: the emulator's defect says nothing of it.
-    """
+def _close_unfinished(run: _Run, cases: Sequence[Planned]) -> None:
+    """The case that a dead guest left behind: a crash when the kernel said so, else lost."""
     contents = journal.read(run.journal_path)
     if not contents.started and not contents.torn_bytes:
-        return False
+        return
     said = console.lines_of(run.console_path, run.console_bytes)
     panic = console.panic(said)
-    emulators = console.is_emulators(panic, run.accelerator)
-    again = False
+    if console.is_emulators(panic, run.accelerator):
+        ended = "lost", "emulator", panic[:CONSOLE_LINES]
+    elif panic:
+        ended = "crash", "kernel-panic", panic[:CONSOLE_LINES]
+    else:
+        ended = "lost", "guest-gone", said[-CONSOLE_LINES:]
     by_seq = {planned.seq: planned for planned in cases}
     with Journal.append_to(run.journal_path) as lines:
-        for seq, start in contents.started.items():
-            if emulators and seq not in run.tried_again:
-                run.tried_again.add(seq)
-                lines.interrupted(seq, start["start"])
-                run.note(
-                    f"the guest of {start['start']} was taken down by a defect of QEMU "
-                    f"{run.accelerator.qemu_version} (an int3 out of nowhere; mended in 8.1): "
-                    "the case runs once more"
-                )
-                again = True
-                continue
-            if emulators:
-                ended = "lost", "emulator", panic[:CONSOLE_LINES]
-            elif panic:
-                ended = "crash", "kernel-panic", panic[:CONSOLE_LINES]
-            else:
-                ended = "lost", "guest-gone", said[-CONSOLE_LINES:]
+        for seq in contents.started:
             lines.record(_ended_by_host(run, by_seq[seq], *ended))
+            if ended[1] == "emulator":
+                run.note(
+                    f"QEMU {run.accelerator.qemu_version} took down the guest of "
+                    f"{by_seq[seq].case.id}, and not its kernel (an int3 out of nowhere, mended in "
+                    "8.1): run the case again"
+                )
     _new_lines(run)
-    return again
 
 
 def _give_up(run: _Run, cases: Sequence[Planned]) -> None:

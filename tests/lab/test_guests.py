@@ -107,10 +107,10 @@ def test_run_goes_on_after_a_panic_and_a_killed_qemu(
     assert not list(done.path.glob(".*")), "job files are left in the bundle"
 
 
-def test_case_whose_guest_the_emulator_took_down_runs_once_more(
+def test_guest_that_the_emulator_took_down_is_no_crash_of_the_kernel(
     backports: Kernel, quick: suite.Suite, faulty: tuple[str, ...], lab_tmp: Path
 ) -> None:
-    """It is not the kernel's crash; and the second time it is lost, and the run goes on."""
+    """The case is lost, the person is told, and the run goes on."""
     at_fault = console.is_emulators(["[    1.0] Oops: int3: 0000 [#1]"], accelerator(backports))
     plan = numbered(Case("says-int3", "anon", SMALL, repeat=0), GOOD)
     said: list[str] = []
@@ -122,8 +122,7 @@ def test_case_whose_guest_the_emulator_took_down_runs_once_more(
     assert (lost["verdict"], lost["reason"]) == expected
     assert "int3" in lost["kmsg"][0]
     assert good["verdict"] == "pass"
-    assert len([sentence for sentence in said if "runs once more" in sentence]) == at_fault, said
-    assert len(bundle.open_bundle(done.path).manifest["boots"]) == 2 + len(said), said
+    assert any("run the case again" in sentence for sentence in said) is at_fault, said
 
 
 def test_boot_lost_twice_is_told_and_ends(
