@@ -31,16 +31,16 @@ def panic(lines: Sequence[str]) -> list[str]:
     return []
 
 
-def is_emulators(panic: Sequence[str], accel: Accel) -> bool:
+def is_emulators(lines: Sequence[str], accel: Accel) -> bool:
     """Whether a panic is QEMU's and not the kernel's: an int3 that was patched away already.
 
-    The kernel patches its code (jump labels, ftrace, probes) with an int3 in its place for a
-    moment. An emulated CPU of QEMU before 8.1 can translate the code just then, and goes on with
-    the int3 when the kernel knows of none any more. Seen here once in some forty boots, on a busy
-    host; reported as "qemu-x86_64 booting with 8.0.0 stil see int3: when running LTP tracing
-    testing" to the kernel's list in June 2023.
+    ``lines``: as panic() gives them. The kernel patches its code (jump labels, ftrace, probes) with
+    an int3 in its place for a moment. An emulated CPU of QEMU before 8.1 can translate the code
+    just then, and goes on with the int3 when the kernel knows of none any more. Seen here once in
+    some forty boots, on a busy host; reported as "qemu-x86_64 booting with 8.0.0 stil see int3:
+    when running LTP tracing testing" to the kernel's list in June 2023.
     """
-    if accel.name != "tcg" or not panic or not _INT3.search(panic[0]):
+    if accel.name != "tcg" or not lines or not _INT3.search(lines[0]):
         return False
     numbers = re.match(r"(\d+)\.(\d+)", accel.qemu_version)
     return numbers is not None and (int(numbers[1]), int(numbers[2])) < _MENDED

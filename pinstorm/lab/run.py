@@ -323,7 +323,8 @@ def _close_unfinished(run: _Run, cases: Sequence[Planned]) -> None:
         return
     said = console.lines_of(run.console_path, run.console_bytes)
     panic = console.panic(said)
-    if console.is_emulators(panic, run.accelerator):
+    emulators = console.is_emulators(panic, run.accelerator)
+    if emulators:
         ended = "lost", "emulator", panic[:CONSOLE_LINES]
     elif panic:
         ended = "crash", "kernel-panic", panic[:CONSOLE_LINES]
@@ -333,7 +334,7 @@ def _close_unfinished(run: _Run, cases: Sequence[Planned]) -> None:
     with Journal.append_to(run.journal_path) as lines:
         for seq in contents.started:
             lines.record(_ended_by_host(run, by_seq[seq], *ended))
-            if ended[1] == "emulator":
+            if emulators:
                 run.note(
                     f"QEMU {run.accelerator.qemu_version} took down the guest of "
                     f"{by_seq[seq].case.id}, and not its kernel (an int3 out of nowhere, mended in "
