@@ -31,7 +31,7 @@ _SUITE_BYTES: Final = 100_000
 # Of a bundle, or of several that were run alike.
 HEAD: Final = (
     *("kernel", "run in", "host", "device", "suite", "seed", "rounds"),
-    *("runs", "began", "bundle"),
+    *("runs", "began (UTC)", "bundle"),
 )
 
 
@@ -128,7 +128,7 @@ def _device(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _began(manifest: Mapping[str, Any]) -> str | None:
-    """From the first pair of clocks: ``2026-11-21 20:01``."""
+    """From the first pair of clocks, in UTC: ``2026-11-21 20:01``."""
     pairs = _list(manifest, "clock") or [
         pair
         for boot in _list(manifest, "boots")
