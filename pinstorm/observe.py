@@ -438,8 +438,7 @@ class Observation:
                 # Stuck in the kernel: the zygote waits for it, and can serve no other case.
                 zygote.kill()
         except ZygoteDied:
-            # What the child started lives on without it. Its socket closes before it is quite dead.
-            zygote.kill()
+            # What the child started lives on without it.
             self._containment.kill()
             self.record.setdefault("verdict", "crash")
             self.record.setdefault("reason", "zygote-died")

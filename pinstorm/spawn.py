@@ -19,7 +19,7 @@ MARK = "PINSTORM_ZYGOTE"
 
 
 class ZygoteDied(Exception):
-    """The zygote ended while a case depended on it."""
+    """The zygote ended while a case depended on it. It is dead and waited for by now."""
 
 
 @dataclass(slots=True)
@@ -69,12 +69,10 @@ class Zygote:
         ready = self._channel.receive()
         if ready is None:
             raise PinstormError(
-                f"the zygote ended with {self._process.wait()} before it was ready; see stderr"
+                f"the zygote ended with {self._buried()} before it was ready; see stderr"
             )
         self.pyverbs_error = ready["pyverbs_error"]
-        self._channel.send(warm=True)
-        if self._channel.receive() is None:
-            raise PinstormError(f"the zygote ended with {self._process.wait()}; see stderr")
+        self._ask("it loaded the devices' providers", warm=True)
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -92,10 +90,10 @@ class Zygote:
                     theirs.fileno(), spawn={"case": case.to_json(), "around": asdict(around)}
                 )
                 answer = self._channel.receive()
-            except OSError as error:
-                raise ZygoteDied from error
+            except OSError:
+                answer = None
         if answer is None:
-            raise ZygoteDied
+            raise self._died()
         return Child(answer["forked"], ours)
 
     def exit_status(self, timeout_s: float) -> int | None:
@@ -105,15 +103,12 @@ class Zygote:
             return None
         message = self._channel.receive()
         if message is None:
-            raise ZygoteDied
+            raise self._died()
         return int(message["status"])
 
     def capabilities(self, device: str) -> dict[str, Any]:
         """What an RDMA device can do (workloads.verbs.capabilities), or {"error": why}."""
-        self._channel.send(capabilities=device)
-        answer = self._channel.receive()
-        if answer is None:
-            raise ZygoteDied
+        answer = self._ask(f"it asked {device} what it can do", capabilities=device)
         found: dict[str, Any] = answer["capabilities"]
         return found
 
@@ -123,10 +118,32 @@ class Zygote:
         self._process.wait()
 
     def close(self) -> None:
-        """Hang up and wait; a zygote that serves a child no longer listens, so kill it then."""
+        """Hang up and wait; a zygote that serves a child no longer listens, so it is killed."""
         self._channel.close()
+        self._buried()
+
+    def _ask(self, doing: str, **message: Any) -> dict[str, Any]:
+        """What no case depends on yet; PinstormError when it ends while ``doing`` it."""
         try:
-            self._process.wait(timeout=1)
+            self._channel.send(**message)
+            answer = self._channel.receive()
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            raise PinstormError(f"the zygote ended with {self._buried()} while {doing}; see stderr")
+        return answer
+
+    def _died(self) -> ZygoteDied:
+        self._buried()
+        return ZygoteDied()
+
+    def _buried(self) -> int:
+        """Its exit code, or minus its signal, once it is dead: its socket closes some time before.
+
+        Who only looks whether it is alive would take a dying one for one that can serve a case.
+        """
+        try:
+            return self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            return self._process.wait()

@@ -1,6 +1,7 @@
 """The machinery against workloads that misbehave, killed runs, noise and missing privileges."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import run_cases
 import workloads
 from pinstorm import bundle, containment, host, journal, lock, session, suite
 from pinstorm.errors import UsageError
+from pinstorm.spawn import Child, Zygote
 from telemetry import cgroup, gup_trace, hugepages, mountinfo
 from telemetry.vmstat import Counters, settle
 from workloads import libc
@@ -333,6 +335,15 @@ def zygote_of(pid: int) -> psutil.Process:
     return found
 
 
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """This process, and what it starts, on one CPU."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
 def test_zygote_killed_between_cases(run: Run) -> None:
     def listener(line: Record) -> None:
         if line.get("verdict") and line["seq"] in (0, 2):
@@ -340,6 +351,23 @@ def test_zygote_killed_between_cases(run: Run) -> None:
 
     records = run(OK, OK, OK, OK, listener=listener)
     assert [r["verdict"] for r in records] == ["pass"] * 4
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_zygote_that_takes_its_time_to_die(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket closes while it still lives: we are woken by that, and run before it goes on."""
+    spawn = Zygote.spawn
+    calls = itertools.count()
+
+    def spawn_of_the_killed(self: Zygote, *asked: Any) -> Child:
+        if next(calls) % 2 == 0:  # every other: what is tried again is to find another zygote
+            os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+            os.kill(self.pid, signal.SIGKILL)
+        return spawn(self, *asked)
+
+    monkeypatch.setattr(Zygote, "spawn", spawn_of_the_killed)
+    records = run(*[OK] * 8)
+    assert [r["verdict"] for r in records] == ["pass"] * 8
 
 
 @pytest.mark.parametrize("fallback", [False, True])
