@@ -460,6 +460,16 @@ def test_interrupt_leaves_a_bundle_to_resume(place: Path) -> None:
     assert sorted(record["seq"] for record in records) == [0, 1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_before_there_is_a_command_line(tmp_path: Path, number: signal.Signals) -> None:
+    """While it is imported, which is most of the time that a short command takes."""
+    (tmp_path / "typer.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep(10)\n"
+    )
+    done = pinstorm("list", cwd=tmp_path, environment={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pinstorm: interrupted\n")
+
+
 def start_holding(line: Sequence[str | Path], place: Path) -> subprocess.Popen[str]:
     """Start a run and wait until it is in its first case."""
     deadline_s = time.monotonic() + TURN_DEADLINE_S
