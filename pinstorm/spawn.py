@@ -127,7 +127,7 @@ class Zygote:
         try:
             self._channel.send(**message)
             answer = self._channel.receive()
-        except BrokenPipeError:
+        except ConnectionError:
             answer = None
         if answer is None:
             raise PinstormError(f"the zygote ended with {self._buried()} while {doing}; see stderr")
