@@ -23,8 +23,10 @@ def main() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"pinstorm: interrupted\n")
-    os._exit(ExitCode.INTERRUPTED)
+    try:
+        os.write(2, b"pinstorm: interrupted\n")
+    finally:  # stderr may be closed, or a pipe that nobody reads
+        os._exit(ExitCode.INTERRUPTED)
 
 
 if __name__ == "__main__":

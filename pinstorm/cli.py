@@ -1,7 +1,7 @@
 """The command line: options in, one call into the library, output and exit code out.
 
-Only this module prints and exits. Everything slow is imported inside the command that needs it, so
-that ``pinstorm --help`` answers at once.
+Only this module prints and exits (before it is imported, pinstorm.__main__ does). Everything slow
+is imported inside the command that needs it, so that ``pinstorm --help`` answers at once.
 """
 
 import errno
@@ -83,7 +83,7 @@ _LAST_UID = (1 << 32) - 2
 
 
 def main() -> None:
-    """The console script: errors become one sentence and their exit code."""
+    """The command line: errors become one sentence and their exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _occupy_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):

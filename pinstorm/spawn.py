@@ -120,7 +120,7 @@ class Zygote:
     def close(self) -> None:
         """Hang up and wait; a zygote that serves a child no longer listens, so it is killed."""
         self._channel.close()
-        self._buried()
+        self._buried(patience_s=1)
 
     def _ask(self, doing: str, **message: Any) -> dict[str, Any]:
         """What no case depends on yet; PinstormError when it ends while ``doing`` it."""
@@ -137,13 +137,13 @@ class Zygote:
         self._buried()
         return ZygoteDied()
 
-    def _buried(self) -> int:
+    def _buried(self, patience_s: float = 10) -> int:
         """Its exit code, or minus its signal, once it is dead: its socket closes some time before.
 
         Who only looks whether it is alive would take a dying one for one that can serve a case.
         """
         try:
-            return self._process.wait(timeout=1)
+            return self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()

@@ -30,7 +30,8 @@ NOT_WITNESSED: Final = "not-witnessed"
 UNAVAILABLE: Final = "telemetry-unavailable"
 
 _OOPS = re.compile(
-    r"\bOops\b|\bKernel panic|\bkernel BUG at|general protection fault|[Uu]nable to handle"
+    r"\bOops\b|\bKernel panic|\bkernel BUG at|general protection fault|[Uu]nable to handle|"
+    + kmsg.DIE_HEADER
 )
 # Set by a soft lockup (kernel/watchdog.c).
 _TAINT_LOCKUP: Final = "L"
@@ -158,9 +159,9 @@ def _verdict_of_runner(
     if known == "skip" or record.get("skip"):
         unmet = record.get("skip") or []
         return "skip", record.get("reason") or (unmet[0]["code"] if unmet else None)
-    if known == "crash":
-        return "crash", record.get("reason")
-    if record.get("signal") is not None and known not in ("timeout", "lost"):
+    if known in ("crash", "lost"):  # who saw the machine go knows whether the kernel was at fault
+        return str(known), record.get("reason")
+    if record.get("signal") is not None and known != "timeout":
         return "crash", f"signal-{record['signal']}"
     if any(_OOPS.search(report) for report in _unexpected_reports(record, expected)):
         return "crash", "oops"

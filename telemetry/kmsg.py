@@ -16,8 +16,11 @@ KMSG = "/dev/kmsg"
 # Longer than any record: LOG_LINE_MAX is 1024, each byte may be escaped as \xNN, plus dictionary.
 RECORD_BYTES = 16384
 
+# How an oops begins: "%s: %04lx [#%d]" of __die_header() in arch/x86/kernel/dumpstack.c, and with a
+# longer number in arch/arm64/kernel/traps.c. Before Linux 6.3 x86 does not say "Oops" of all traps.
+DIE_HEADER = r":\ [0-9a-f]{4,16}\ \[\#\d+\]"
 _SERIOUS = re.compile(
-    r"""\bWARNING:\ | \bBUG: | \bkernel\ BUG\ at | \bOops\b | \bKernel\ panic
+    rf"""\bWARNING:\ | \bBUG: | \bkernel\ BUG\ at | \bOops\b | \bKernel\ panic
     | general\ protection\ fault | [Uu]nable\ to\ handle\ (?:kernel|page\ fault)
     | \b(?:KASAN|KMSAN|KCSAN|KFENCE|UBSAN):
     | \bpossible\ (?:circular|recursive)\ locking | \binconsistent\ lock\ state
@@ -25,6 +28,7 @@ _SERIOUS = re.compile(
     | \bheld\ lock\ freed! | \block\ held\ when\ returning\ to\ user\ space
     | \brcu:\ INFO: | \bINFO:\ rcu\w*\ .*(?:stall|detected)
     | \bINFO:\ task\ .*\ blocked\ for\ more\ than | \bblocked\ for\ more\ than\ \d+\ seconds
+    | {DIE_HEADER}
     | \bsoft\ lockup\b | \bhard\ LOCKUP\b | \brefcount_t: | \blist_(?:add|del)\ corruption
     """,
     re.VERBOSE,

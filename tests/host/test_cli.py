@@ -468,6 +468,10 @@ def test_interrupt_before_there_is_a_command_line(tmp_path: Path, number: signal
     )
     done = pinstorm("list", cwd=tmp_path, environment={"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "pinstorm: interrupted\n")
+    unheard = subprocess.run(
+        ["sh", "-c", f"exec {SCRIPT} list 2>&-"], env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert unheard.returncode == 130
 
 
 def start_holding(line: Sequence[str | Path], place: Path) -> subprocess.Popen[str]:

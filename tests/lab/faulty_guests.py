@@ -11,6 +11,7 @@ WORKLOADS = tuple(
     WorkloadSpec(name, "faulty_guests", "a test's", pin_class="pin", scope="call", writes=True)
     for name in ("panics", "sleeps", "says-int3")
 )
+PANIC_OF_OOPS = "Kernel panic - not syncing: Fatal exception in interrupt"
 
 
 class Faulty:
@@ -24,8 +25,10 @@ class Faulty:
     def acquire(self) -> int:
         if self._case.workload == "says-int3":
             # What the console shows of the emulator's defect (pinstorm.lab.console).
-            Path("/dev/kmsg").write_text("<0>Oops: int3: 0000 [#1] SMP NOPTI\n")
-        if self._case.workload != "sleeps":
+            for line in ("Oops: int3: 0000 [#1] SMP NOPTI", PANIC_OF_OOPS):
+                Path("/dev/kmsg").write_text(f"<0>{line}\n")
+            Path("/proc/sysrq-trigger").write_text("b")  # the guest is gone, as with panic=-1
+        if self._case.workload == "panics":
             Path("/proc/sysrq-trigger").write_text("c")
         time.sleep(600)
         return 0

@@ -259,6 +259,14 @@ def test_a_record_of_another_form_is_told(tmp_path: Path, line: Any, words: str)
         bundle.open_bundle(tmp_path)
 
 
+def test_damaged_evidence_does_not_take_its_case_along(tmp_path: Path) -> None:
+    line = {"seq": 0, "case": "vmsplice/anon/64KiB", "verdict": "pass", "evidence": 5}
+    bundle.write_manifest(tmp_path, {})
+    (tmp_path / bundle.JOURNAL).write_text(json.dumps(line) + "\n")
+    (record,) = bundle.open_bundle(tmp_path).records
+    assert (record["verdict"], record["evidence"]) == ("pass", 5)
+
+
 def test_a_manifest_that_nests_without_end_is_told(tmp_path: Path) -> None:
     (tmp_path / bundle.JOURNAL).write_text("")
     (tmp_path / bundle.MANIFEST).write_text("[" * 100_000)

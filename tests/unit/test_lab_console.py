@@ -27,6 +27,8 @@ def test_panic_is_seen_in_a_real_console():
         "[    3.9] Oops: Oops: 0002 [#1] SMP NOPTI",
         "[    3.9] Oops: 0002 [#1] PREEMPT SMP",
         "[    3.9] int3: 0000 [#1] PREEMPT SMP NOPTI",
+        "[    3.9] divide error: 0000 [#1] PREEMPT SMP NOPTI",
+        "[    3.9] general protection fault, maybe for address 0xdead: 0000 [#1] SMP",
     ],
 )
 def test_oops_is_seen(line):
@@ -65,6 +67,17 @@ def test_int3_out_of_nowhere_is_the_emulators(accel, emulators):
         [],
         ["[    2.0] Oops: Oops: 0002 [#1] SMP NOPTI", "[    2.1] Oops: int3: 0000 [#2] SMP NOPTI"],
         ["[    2.0] Kernel panic - not syncing: sysrq triggered crash"],
+        [
+            "[    2.0] int3: 0000 [#1] SMP",
+            "[    9.0] Kernel panic - not syncing: sysrq triggered crash",
+        ],
+        [
+            "[    2.0] Oops: int3: 0000 [#1] SMP NOPTI",
+            "[    9.0] BUG: unable to handle page fault for address: ffff8880",
+            "[    9.0] Oops: Oops: 0002 [#2] SMP NOPTI",
+            "[    9.1] Kernel panic - not syncing: Fatal exception",
+        ],
+        ["[    2.0] int3: 0000 [#1] SMP", "[    9.0] invalid opcode: 0000 [#2] SMP"],
     ],
 )
 def test_other_ends_are_the_kernels(lines):

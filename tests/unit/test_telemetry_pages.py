@@ -312,9 +312,15 @@ def test_reports_hold_what_follows_up_to_the_end_marker() -> None:
         "page dumped because: x",
         "---[ end trace 0000000000000000 ]---",
         "quiet again",
+        "int3: 0000 [#1] PREEMPT SMP NOPTI",  # Linux 6.1 says no "Oops" here
+        "Call Trace:",
     ]
     reports = kmsg.suspicious(Line(i, 4, 0, text) for i, text in enumerate(texts))
-    assert [report.splitlines()[0] for report in reports] == [texts[1], texts[5]]
+    assert [report.splitlines()[0] for report in reports] == [
+        texts[1],
+        texts[5],
+        texts[9],
+    ]
     assert reports[0] == "\n".join(texts[1:4])
     assert reports[1] == "\n".join(texts[5:8])
 

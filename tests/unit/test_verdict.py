@@ -290,6 +290,9 @@ def test_missing_figures_are_not_zero() -> None:
         ({"verdict": "crash", "reason": "exit-1"}, ("crash", "exit-1")),
         ({"signal": 11, "outcome": None}, ("crash", "signal-11")),
         ({"kmsg": [OOPS]}, ("crash", "oops")),
+        ({"kmsg": ["int3: 0000 [#1] PREEMPT SMP NOPTI"]}, ("crash", "oops")),
+        # The host saw the guest go, and knows of what: pinstorm.lab.console.
+        ({"kmsg": [OOPS], "verdict": "lost", "reason": "emulator"}, ("lost", "emulator")),
         ({"kmsg": [OOPS], "verdict": "timeout"}, ("crash", "oops")),
     ],
 )
