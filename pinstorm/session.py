@@ -116,8 +116,14 @@ def _open(
     """A new bundle with its manifest, or the one to go on with and the cases that it lacks."""
     if options.resume is None:
         path = bundle.create(path)
-        bundle.write_manifest(path, manifest)
-        return Outcome(path), Journal.create(path / bundle.JOURNAL), list(plan)
+        lines = Journal.create(path / bundle.JOURNAL)
+        try:
+            bundle.write_manifest(path, manifest)  # last: from here on there is what can be resumed
+        except BaseException:
+            lines.close()
+            (path / bundle.JOURNAL).unlink()
+            raise
+        return Outcome(path), lines, list(plan)
     old = bundle.open_bundle(options.resume)
     bundle.check_resume(
         old, suite.sha256, suite.seed, platform.release(), options.only, suite.rounds

@@ -101,7 +101,8 @@ class LoadObservation(Observation):
 
     def _prepare(self, child: Child, talk: Talk) -> bool:
         if self._sampling is not None:
-            self._sampling.start()
+            with self._deadline.stopped():
+                self._sampling.start()
             self._mark("prepare")
         if not super()._prepare(child, talk):
             return False

@@ -66,7 +66,7 @@ class DieStanding(Faulty):
     """Dies while it waits for the go-signal to release."""
 
     def acquire(self) -> int:
-        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
         return 1
 
 

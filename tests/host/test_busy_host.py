@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import run_cases
+from taken_rings import taken_rings
 
 import workloads
 from pinstorm import session, suite
@@ -156,38 +155,14 @@ def test_pins_that_outlive_the_process_fail_beside_others(
     run: Run, tmp_path: Path, kill: dict[str, str]
 ) -> None:
     """Another process takes the ring of the case, with 64 times what the loop moves at a time."""
-    rings: list[int] = []
-    with socket.socket(socket.AF_UNIX) as fence:
-        fence.bind(str(tmp_path / "fence"))
-        fence.listen()
-        receiver = threading.Thread(target=take_ring, args=(fence, rings))
-        receiver.start()
-        try:
-            with antagonist("register", 64 << 10, 0, 5):
-                size = {"size_bytes": 4 * MIB}
-                (record,) = run([Case("faulty-orphan", "anon", {**size, **kill}, repeat=0)])
-        finally:
-            fence.shutdown(socket.SHUT_RDWR)
-            receiver.join(5)
-            for ring in rings:
-                os.close(ring)
+    with taken_rings(tmp_path), antagonist("register", 64 << 10, 0, 5):
+        size = {"size_bytes": 4 * MIB}
+        (record,) = run([Case("faulty-orphan", "anon", {**size, **kill}, repeat=0)])
     pins = record["pins"]
     assert not pins["exact"], "nobody pinned beside it"
     assert (record["verdict"], record["reason"]) == ("fail", "orphaned"), (record["expected"], pins)
     assert 0 < pins["stayed"] <= 4 * MIB // PAGE_BYTES
     assert pins["attributed"]["leaked"] is None
-
-
-def take_ring(fence: socket.socket, rings: list[int]) -> None:
-    """A copy of the ring of the faulty workload that comes to the fence, if one does."""
-    with contextlib.suppress(OSError):
-        connection, _ = fence.accept()
-        with connection:
-            pid, ring = (int(word) for word in connection.recv(64).split())
-            process = os.pidfd_open(pid)
-            # pidfd_getfd(2), number 438 on every architecture
-            rings.append(libc.check("pidfd_getfd", libc._syscall(438, process, ring, None, 0)))
-            os.close(process)
 
 
 def test_a_leak_is_found_beside_a_loop_that_lets_go_between(run: Run) -> None:

@@ -22,7 +22,7 @@ from workloads.spec import MIB, Case, Planned, PrepareFailed, Surroundings
 
 NOBODY = 65534
 SIZE = 64 << 10
-LOCK_DEADLINE_S = 30.0
+LOCK_DEADLINE_S = 120.0
 
 Run = Callable[..., dict[str, Any]]
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import run_cases
+from taken_rings import taken_rings
 
 import workloads
 from pinstorm import bundle, containment, host, journal, lock, session, suite
@@ -32,7 +32,7 @@ from workloads.spec import MIB, PAGE_BYTES, CallFailed, Case, Planned
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 GONE_DEADLINE_S = 2.0
-LOCK_DEADLINE_S = 30.0
+LOCK_DEADLINE_S = 120.0
 NOBODY = 65534
 SMALL = 64 << 10
 SMALL_PAGES = SMALL // PAGE_BYTES
@@ -148,15 +148,6 @@ def lock_is_free(of_pid: int) -> bool:
         return f"(pid {of_pid})" not in str(error)
 
 
-def take_descriptor(pid: int, descriptor: int) -> int:
-    """pidfd_getfd(2), number 438 on every architecture."""
-    process = os.pidfd_open(pid)
-    try:
-        return libc.check("pidfd_getfd", libc._syscall(438, process, descriptor, None, 0))
-    finally:
-        os.close(process)
-
-
 def leaves() -> list[Path]:
     """Those of no other run that is alive."""
     own = cgroup.own_v2()
@@ -206,6 +197,16 @@ def test_pins_of_a_crashed_child_are_counted(run: Run, counters: Counters) -> No
 # -- the deadline ------------------------------------------------------------------------------
 
 
+def notes_starts(began_s: list[float]) -> Callable[[Record], None]:
+    """A listener that notes when each case began: the run itself may wait for its turn."""
+
+    def listener(line: Record) -> None:
+        if "start" in line:
+            began_s.append(time.monotonic())
+
+    return listener
+
+
 @pytest.mark.parametrize("fallback", [False, True])
 def test_deadline_kills_the_grandchild(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fallback: bool
@@ -215,9 +216,9 @@ def test_deadline_kills_the_grandchild(
     else:
         own = cgroup.own_v2()
         need(own is not None and os.access(own, os.W_OK), "no cgroup v2 leaf can be made here")
-    began = time.monotonic()
-    hung, after = run(faulty("hang", deadline_s=0.5), OK)
-    assert time.monotonic() - began < 5
+    began: list[float] = []
+    hung, after = run(faulty("hang", deadline_s=0.5), OK, listener=notes_starts(began))
+    assert began[1] - began[0] < 5
     assert (hung["verdict"], hung["reason"]) == ("timeout", "deadline")
     assert hung["containment"] == ("process-group" if fallback else "cgroup")
     assert hung["failed_phase"] == "acquire"
@@ -272,25 +273,8 @@ def test_leak(run: Run, counters: Counters, io_uring: None) -> None:
 
 
 def test_orphan(run: Run, tmp_path: Path, counters: Counters, io_uring: None) -> None:
-    rings: list[int] = []
-    with socket.socket(socket.AF_UNIX) as fence:
-        fence.bind(str(tmp_path / "fence"))
-        fence.listen()
-
-        def receive() -> None:
-            connection, _ = fence.accept()
-            with connection:
-                pid, ring = connection.recv(64).split()
-                rings.append(take_descriptor(int(pid), int(ring)))
-
-        receiver = threading.Thread(target=receive)
-        receiver.start()
-        try:
-            record, after = run(faulty("orphan", repeat=0), OK)
-        finally:
-            receiver.join(5)
-            for ring in rings:
-                os.close(ring)
+    with taken_rings(tmp_path):
+        record, after = run(faulty("orphan", repeat=0), OK)
     assert record["verdict"] == "fail"
     assert record["pins"]["leaked"] == record["pins"]["orphaned"] == SMALL_PAGES
     assert any("after the process had ended" in line for line in record["expected"]["broken"])
@@ -378,7 +362,7 @@ def test_zygote_killed_in_a_case(
         monkeypatch.setattr(cgroup, "own_v2", lambda: None)
 
     def kill() -> None:
-        if wait_until(lambda: len(noted_pids(tmp_path)) == 2, 10):
+        if wait_until(lambda: len(noted_pids(tmp_path)) == 2, LOCK_DEADLINE_S + 10):
             zygote_of(os.getpid()).kill()
 
     killer = threading.Thread(target=kill)
@@ -394,9 +378,9 @@ def test_zygote_killed_in_a_case(
 
 def test_child_that_crashes_beside_its_grandchild(run: Run, tmp_path: Path) -> None:
     """The grandchild has the child's socket open, and the end of the child is noticed even so."""
-    began = time.monotonic()
-    record, after = run(faulty("grandchild-crash", deadline_s=20), OK)
-    assert time.monotonic() - began < 10
+    began: list[float] = []
+    record, after = run(faulty("grandchild-crash", deadline_s=20), OK, listener=notes_starts(began))
+    assert began[1] - began[0] < 10
     assert (record["verdict"], record["reason"]) == ("crash", "signal-11")
     assert after["verdict"] == "pass"
     assert all(gone(pid) for pid in noted_pids(tmp_path))
@@ -453,7 +437,7 @@ def unlocked_popen(command: Sequence[str], journal_path: Path) -> "subprocess.Po
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=LOCK_DEADLINE_S + 60)
     return process.returncode, output, errors
 
 
@@ -527,7 +511,7 @@ def test_killed_in_mid_case(tmp_path: Path, io_uring: None) -> None:
     path = tmp_path / "bundle"
     cases = (OK, faulty("hang", deadline_s=30), faulty("close"))
     process = start(*cases, out=path)
-    assert wait_until(lambda: len(noted_pids(tmp_path)) == 2, 20), finish(process)
+    assert wait_until(lambda: len(noted_pids(tmp_path)) == 2, LOCK_DEADLINE_S), finish(process)
     with pytest.raises(UsageError, match=rf"another pinstorm run \(pid {process.pid}\)"):
         with lock.only_run():
             pass
@@ -587,7 +571,8 @@ def test_interrupt(tmp_path: Path, number: signal.Signals) -> None:
     suite_path.write_text(TOML.format(hold="1s"))
     command = [sys.executable, "-m", "pinstorm", "run", str(suite_path)]
     process = unlocked_popen([*command, "--out", str(path)], path / bundle.JOURNAL)
-    assert wait_until(started(path / bundle.JOURNAL, "process-vm-write/anon/64KiB"), 20)
+    first = started(path / bundle.JOURNAL, "process-vm-write/anon/64KiB")
+    assert wait_until(first, LOCK_DEADLINE_S)
     tree = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number)
     code, _, errors = finish(process)
@@ -617,7 +602,7 @@ def test_interrupts_at_random_moments(tmp_path: Path, number: signal.Signals) ->
         where = {"resume": path} if path.exists() else {"out": path}
         size = journal_bytes(path)
         process = start(*cases, **where)
-        assert wait_until(lambda before=size: journal_bytes(path) > before, 20)
+        assert wait_until(lambda before=size: journal_bytes(path) > before, LOCK_DEADLINE_S)
         time.sleep(generator.uniform(0.0, 0.3))
         os.killpg(process.pid, number)
         code, _, errors = finish(process)
@@ -756,7 +741,7 @@ def test_setup_is_given_back(tmp_path: Path, killed: bool) -> None:
     path = tmp_path / "bundle"
     process = start(huge, out=path, setup="true")
     if killed:
-        assert wait_until(lambda: len(noted_pids(tmp_path)) == 2, 20), finish(process)
+        assert wait_until(lambda: len(noted_pids(tmp_path)) == 2, LOCK_DEADLINE_S), finish(process)
         assert int(file.read_text()) == 1
         process.kill()
         finish(process)
@@ -788,7 +773,7 @@ def test_times_and_windows(run: Run, counters: Counters, io_uring: None) -> None
             time for span in order for time in span
         )
     before_ns, after_ns = second["pins"]["noise_ns"]
-    assert before_ns >= second["pins"]["window_ns"]["acquire"]
+    assert before_ns >= first["pins"]["window_ns"]["acquire"] * 3 // 2  # as was to be expected
     assert after_ns >= second["pins"]["window_ns"]["cycles"]
 
 

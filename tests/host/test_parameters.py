@@ -20,7 +20,7 @@ from workloads.spec import CallFailed, Case, Planned, PrepareFailed, Surrounding
 NOBODY = 65534
 SIZE = 64 << 10
 PAGES = 16
-LOCK_DEADLINE_S = 30.0
+LOCK_DEADLINE_S = 120.0
 
 Run = Callable[..., dict[str, Any]]
 
