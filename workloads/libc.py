@@ -561,6 +561,11 @@ class IoUringWait:
         self._address = ctypes.addressof(self._argument)
         self._bytes = ctypes.sizeof(self._argument)
 
+    @property
+    def words(self) -> tuple[int, int, memoryview]:
+        """The argument's address and bytes, and its limit: seconds and nanoseconds."""
+        return self._address, self._bytes, memoryview(self._limit)
+
     def limit_to(self, limit_ns: int) -> None:
         """How long the following calls wait at most."""
         self._limit.seconds, self._limit.nanoseconds = divmod(limit_ns, 1_000_000_000)

@@ -89,6 +89,11 @@ class Operations:
                 )
             self._ahead, self._next = new, 0
 
+    @property
+    def at_hand(self) -> Numbers:
+        """The offsets of those, in their order; ``offsets`` takes them."""
+        return self._ahead.offsets[self._next :]
+
     def offsets(self, count: int) -> Numbers:
         """The next so many, where all are uniform."""
         self.look_ahead(count)

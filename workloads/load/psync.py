@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workloads.load import compiled
 from workloads.load.direct import PATIENCE_NS, Direct
 from workloads.load.engine import Work
 from workloads.load.integrity import Integrity
@@ -22,6 +23,8 @@ _BURST = 2048
 _BURST_NS = 100_000_000
 # By whether it writes.
 _MOVES: tuple[Callable[..., int], Callable[..., int]] = (os.preadv, os.pwritev)
+
+_TRANSFERS = compiled.loop("transfers")
 
 
 def prepare(work: Work, owner: Owner) -> "Psync":
@@ -40,7 +43,10 @@ class Psync:
         self._rest_until_ns = 0
         self._sizes: list[int] = direct.sizes.tolist()
         parts = [direct.region.buffer[slot * direct.slot_bytes :] for slot in range(direct.slots)]
-        # For each slot and size, as preadv wants it.
+        # For each slot and size, as preadv wants it: struct iovec, and as Python has it.
+        self._rows = np.array(
+            [[address, size] for address in direct.addresses.tolist() for size in self._sizes]
+        )
         self._vectors = [[[part[:size]] for size in self._sizes] for part in parts]
         most = direct.slots if direct.integrity is not None else _BURST
         self._most = 1 if self._work.pace.think_ns else most
@@ -103,22 +109,35 @@ class Psync:
             draw, count = draw.part(0, ready), ready
             slots = np.arange(count)
             integrity.begin(slots, draw.offsets, direct.sizes[draw.sizes], draw.writes)
-        ends_ns, failed = self._moved(draw, limit_ns)
+        moved = self._moved if _TRANSFERS is None else self._moved_compiled
+        ends_ns, failed = moved(draw, limit_ns)
         done = len(ends_ns) - 1
         begun = done if failed is None else done + 1
         direct.operations.give_back(count - begun)
-        self._count(draw.part(0, done), np.diff(np.array(ends_ns)))
+        self._count(draw.part(0, done), np.diff(ends_ns))
         if integrity is not None:
             self._verify(integrity, slots, done, begun)
         if failed is not None:
             self._refuse(draw, done, failed)
         return begun
 
-    def _moved(self, draw: Draw, limit_ns: int) -> tuple[list[int], int | None]:
+    def _moved_compiled(self, draw: Draw, limit_ns: int) -> tuple[NDArray[np.int64], int | None]:
         """When the first began and each ended; bytes or negative errno of one that failed.
 
         The end of one is the beginning of the next: one look at the clock for each.
         """
+        assert _TRANSFERS is not None
+        chosen = draw.sizes
+        if self._direct.integrity is not None:
+            chosen = chosen + np.arange(len(draw)) * len(self._sizes)
+        file, ends_ns = self._direct.target, np.empty(len(draw) + 1, np.int64)
+        done, failed, result = _TRANSFERS(
+            file, draw.offsets, chosen, draw.writes, self._rows, ends_ns, limit_ns
+        )
+        return ends_ns[: done + 1], result if failed else None
+
+    def _moved(self, draw: Draw, limit_ns: int) -> tuple[NDArray[np.int64], int | None]:
+        """The same in Python."""
         moves, vectors, sizes = self._arguments(draw)
         offsets: list[int] = draw.offsets.tolist()
         file, clock = self._direct.target, monotonic_ns
@@ -128,14 +147,14 @@ class Psync:
             for move, vector, offset, size in zip(moves, vectors, offsets, sizes, strict=False):
                 moved = move(file, vector, offset)
                 if moved != size:
-                    return ends_ns, moved
+                    return np.array(ends_ns), moved
                 now_ns = clock()
                 append(now_ns)
                 if now_ns >= limit_ns:
                     break
         except OSError as error:
-            return ends_ns, -(error.errno or 0)
-        return ends_ns, None
+            return np.array(ends_ns), -(error.errno or 0)
+        return np.array(ends_ns), None
 
     def _arguments(
         self, draw: Draw

@@ -49,11 +49,6 @@ COMPLETION = np.dtype(
     }
 )
 
-# In words of 8 bytes: a submission, where its offset is in it, and a completion, which begins with
-# the slot.
-_ENTRY_WORDS, _OFFSET_WORD = SUBMISSION.itemsize // 8, 1
-_COMPLETION_WORDS = COMPLETION.itemsize // 8
-
 Slots = NDArray[np.int64]
 Results = NDArray[np.int32]
 
@@ -111,10 +106,6 @@ class Rings:
             queues + completion.dropped_or_cqes, COMPLETION.itemsize * params.cq_entries
         )
         completed: NDArray[Any] = np.frombuffer(completed_view, COMPLETION)
-        # The same memory, word by word: one word is cheaper to reach than through numpy.
-        self._entry_words = entries_view.cast("q")
-        self._index_words = index_view.cast("I")
-        self._completed_words = completed_view.cast("q")
         self._users: Slots = completed["user_data"]
         self._results: Results = completed["result"]
         self._tail_word = libc.word_at(queues + submission.tail)
@@ -127,6 +118,29 @@ class Rings:
         self._wait = libc.IoUringWait(self.fd)
         self._limit_ns = -1
         self._unsubmitted = 0
+        words = (self._tail_word, self._head_word, self._completed_word)
+        self._memory = (
+            self.fd,
+            *(np.frombuffer(memoryview(word), np.uint32) for word in words),
+            self._index,
+            np.frombuffer(entries_view, np.int64).reshape(params.sq_entries, -1),
+            np.frombuffer(completed_view, np.int64).reshape(params.cq_entries, -1),
+        )
+
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        """The ring as a compiled loop takes it: see workloads.load.compiled.turns, and ``turned``.
+
+        Descriptor; tail of the submissions, head and tail of the completions; the index array;
+        entries and completions, a row of words each; how many the kernel has not been told of.
+        """
+        return (*self._memory, self._unsubmitted)
+
+    @property
+    def limited_wait(self) -> tuple[Any, ...]:
+        """The same of a wait: the argument's address and bytes, and the words of its limit."""
+        address, size_bytes, limit = self._wait.words
+        return address, size_bytes, np.frombuffer(limit, np.int64)
 
     def _map(self, size_bytes: int, offset: int, owner: Owner) -> int:
         prot = libc.PROT_READ | libc.PROT_WRITE
@@ -154,36 +168,12 @@ class Rings:
         """How many completed and were not reaped."""
         return (self._completed_word.value - self._head) & 0xFFFFFFFF
 
-    def repeat(self, offsets: list[int]) -> None:
-        """Begin the first slots that completed anew, at these offsets of the file; at once.
-
-        So the device has something to do while all the others are looked at: one alone first, since
-        a device that tells of completions when it has run dry stands still until then, and twice as
-        many each time. Of a few, each by itself takes less time than all in arrays do, most of all
-        when the caches are cold, as they are after a wait (measured: 6 µs from the wait to the
-        device, 23 µs in arrays). Before ``reap``, which gives these slots first.
-        """
-        head, tail, entries = self._head, self._tail, self._entry_words
-        users, index = self._completed_words, self._index_words
-        last_completion, last_entry = self._completions - 1, self._entries - 1
-        queued, step = 0, 1
-        for offset in offsets:
-            slot = users[(head & last_completion) * _COMPLETION_WORDS]
-            entries[slot * _ENTRY_WORDS + _OFFSET_WORD] = offset
-            index[tail & last_entry] = slot
-            head += 1
-            tail += 1
-            queued += 1
-            if queued == step:
-                self._submit_up_to(tail, queued)
-                queued, step = 0, 2 * step
-        if queued:
-            self._submit_up_to(tail, queued)
-
-    def _submit_up_to(self, tail: int, count: int) -> None:
-        self._tail = self._tail_word.value = tail & 0xFFFFFFFF
-        self._unsubmitted += count
-        self.submit(count)
+    def turned(self, count: int, unsubmitted: int) -> None:
+        """A compiled loop took so many completions of ``memory``, and made as many requests."""
+        self._head = (self._head + count) & 0xFFFFFFFF
+        self._tail = (self._tail + count) & 0xFFFFFFFF
+        self._unsubmitted = unsubmitted
+        self._limit_ns = -1
 
     @property
     def flags(self) -> int:
@@ -228,18 +218,6 @@ class Rings:
             self._unsubmitted -= entered if not self._polled else 0
         elif (number := libc.last_errno()) not in (errno.ETIME, errno.EINTR):
             raise CallFailed("io_uring_enter", number)
-
-    def reap_few(self, count: int) -> tuple[list[int], list[int]]:
-        """The same as ``reap``, without an array: of a few that is cheaper."""
-        words, last = self._completed_words, self._completions - 1
-        slots, results = [], []
-        for number in range(self._head, self._head + count):
-            at = (number & last) * _COMPLETION_WORDS
-            slots.append(words[at])
-            # The lower half is the result, signed; the upper one has flags.
-            results.append(((words[at + 1] & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000)
-        self._head = self._head_word.value = (self._head + count) & 0xFFFFFFFF
-        return slots, results
 
     def reap(self, count: int) -> tuple[Slots, Results]:
         """The slots of so many completions (of those ``ready``), and the result of each; copies."""

@@ -4,10 +4,9 @@ A slot is a part of the memory, an entry of the submission queue and, with ``reg
 registered buffer. Free slots are filled and handed to the kernel together, completions are taken as
 they come, and every cost of ours is for a batch and not for an operation.
 
-Where all operations are of one kind, the first few of each batch go to the device before anything
-else is done, then the others in growing chunks; what has to be counted is counted when the device
-has enough to do. How many that is, and how many completions are worth waking up for, is found by
-trying: see workloads.load.chunk.
+Where all operations are of one kind and may begin at any time, the turns between two looks at what
+else is to do are compiled: see workloads.load.compiled.turns. How many completions are worth waking
+up for is found by trying: see workloads.load.chunk.
 """
 
 from time import monotonic_ns
@@ -16,17 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workloads import libc
+from workloads.load import compiled
 from workloads.load.chunk import Chunk
 from workloads.load.direct import PATIENCE_NS, Direct
 from workloads.load.engine import Work
 from workloads.load.rings import Results, Rings, Slots
 from workloads.owner import Owner
+from workloads.spec import CallFailed
 
 _LATENCIES = 2048
-# Fewer than these are begun one by one faster than in arrays.
-_FEW = 8
+# After which a compiled loop looks up.
+_LOOK_NS = 20_000_000
 _NO_SLOTS: Slots = np.empty(0, np.int64)
 _CALL = "io_uring_enter"
+_TURNS = compiled.loop("turns")
 
 
 def prepare(work: Work, owner: Owner) -> "Uring":
@@ -52,12 +54,12 @@ class Uring:
         self._ready_ns = np.zeros(slots, np.int64)
         self._uniform = direct.operations.uniform
         self._paced = not self._work.pace.unlimited or self._left is not None
-        self._latencies = np.empty(_LATENCIES + slots, np.int64)
-        self._noted_writes = np.empty(_LATENCIES + slots, np.bool_)
-        # The same memory, word by word.
-        self._begun_words = self._started_ns.data
-        self._latency_words = self._latencies.data
+        # The last so many are for what a compiled loop stopped at.
+        self._most_latencies = _LATENCIES + slots
+        self._latencies = np.empty(self._most_latencies + slots, np.int64)
+        self._noted_writes = np.empty(self._most_latencies + slots, np.bool_)
         self._noted = 0
+        self._stop_byte = np.frombuffer(direct.work.stop, np.uint8)
         self._rest_ns = PATIENCE_NS
         self._opcodes = np.array([libc.IORING_OP_READ, libc.IORING_OP_WRITE], np.uint8)
         if job.registered:
@@ -75,6 +77,10 @@ class Uring:
         # How many pages each operation pins, where that and its size are the same for all of them.
         same = self._uniform and bool((self._pages[0] == self._pages[0, 0]).all())
         self._same_pages = int(self._pages[0, 0]) if same else None
+        # Whether the compiled loop can turn them. An SQPOLL thread reads the tail at any time, and
+        # a compiler may write it before what it is about.
+        plain = same and not self._paced and direct.integrity is None
+        self._alike = _TURNS is not None and plain and not job.sqpoll
         self._chunk = Chunk(slots)
 
     @property
@@ -117,14 +123,15 @@ class Uring:
     def run(self, until_ns: int) -> bool:
         stop, enter, clock = self._work.stop, self.rings.enter, monotonic_ns
         operations, slots = self._direct.operations, self._direct.slots
-        plain = self._uniform and not self._paced and self._direct.integrity is None
-        turn = self._turn_plain if plain else self._turn
         unlimited = self._work.pace.unlimited
         now_ns = clock()
         self._chunk.begin(now_ns, self._done)
         try:
             while (left_ns := until_ns - now_ns) > 0 and not stop[0]:
-                turn(now_ns)
+                if self._alike and not len(self._free):
+                    self._turn_compiled(min(until_ns, now_ns + _LOOK_NS))
+                else:
+                    self._turn(now_ns)
                 if not self._in_flight and self._left == 0:
                     return False
                 if self._noted >= _LATENCIES or operations.ahead < slots:
@@ -151,61 +158,32 @@ class Uring:
 
     # -- one batch -----------------------------------------------------------------------------
 
-    def _turn_plain(self, now_ns: int) -> None:
-        """Take what completed by now and begin as many again, where all are of one kind.
-
-        The device first: what has to be counted is counted when it has something to do again.
-        """
-        rings, operations, chunk = self.rings, self._direct.operations, self._chunk.size
-        if len(self._free):
-            return self._turn(now_ns)
-        ready = rings.ready
-        if not ready:
-            return None
-        if ready <= _FEW and self._same_pages is not None:
-            return self._turn_few(ready, now_ns)
-        first = min(chunk, ready, _FEW) if chunk < self._direct.slots else 0
-        if first:
-            rings.repeat(operations.offsets(first).tolist())
-        # Not more: those that were just begun may have completed by now, in slots taken here.
-        slots, results = rings.reap(ready)
-        if results.tobytes() != self._whole[: 4 * len(slots)]:
-            return self._end_but(slots, results, first, now_ns)
-        rest = slots[first:]
-        begun_ns: int | NDArray[np.int64] = now_ns
-        if len(rest):
-            self._entry_offsets[rest] = operations.offsets(len(rest))
-            rings.queue(rest)
-            begun_ns = self._submit(2 * first or chunk)
-        self._count(slots, now_ns)
-        self._started_ns[rest] = begun_ns
-        self._started_ns[slots[:first]] = now_ns
-        return None
-
-    def _turn_few(self, ready: int, now_ns: int) -> None:
-        """The same of a few, one by one: a slow device's come so, and arrays would cost more."""
-        self.rings.repeat(self._direct.operations.offsets(ready).tolist())
-        slots, results = self.rings.reap_few(ready)
-        if any(result != self._size for result in results):
-            taken = np.array(slots, np.int64), np.array(results, np.int32)
-            return self._end_but(*taken, ready, now_ns)
-        self._counted(ready, now_ns)
-        begun_ns, latencies = self._begun_words, self._latency_words
-        for index, slot in enumerate(slots, self._noted):
-            latencies[index] = now_ns - begun_ns[slot]
-            begun_ns[slot] = now_ns
-        self._noted += ready
-        return None
-
-    def _end_but(self, slots: Slots, results: Results, first: int, now_ns: int) -> None:
-        """The same, where one of them failed: all are free then but the first, begun already."""
-        try:
-            self._end(slots, results, now_ns)
-        finally:
-            begun = slots[:first]
-            self._free = self._free[~np.isin(self._free, begun)]
-            self._in_flight += first
-            self._started_ns[begun] = now_ns
+    def _turn_compiled(self, until_ns: int) -> None:
+        """Many turns of operations of one kind, until then or until Python has something to do."""
+        assert _TURNS is not None
+        rings, chunk, slots = self.rings, self._chunk, self._direct.slots
+        done, unsubmitted, now_ns, end = _TURNS(
+            *rings.memory,
+            self._size,
+            self._direct.operations.at_hand,
+            self._started_ns,
+            self._latencies[self._noted : self._most_latencies],
+            self._stop_byte,
+            until_ns,
+            1 if chunk.size < slots else slots,
+            chunk.wait,
+            *rings.limited_wait,
+        )
+        rings.turned(done, unsubmitted)
+        self._direct.operations.offsets(done)
+        self._noted += done
+        self._counted(done, now_ns)
+        if end == compiled.FAILED:
+            # What is queued then is of that turn alone.
+            rings.enter(0, 0)
+            self._turn(now_ns)
+        elif end != compiled.OVER:
+            raise CallFailed(_CALL, end)
 
     def _submit(self, chunk: int) -> int | NDArray[np.int64]:
         """All that is queued but the last chunk, which goes with the wait; when each was.
