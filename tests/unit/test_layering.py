@@ -19,10 +19,10 @@ PACKAGES = ("pinstorm", "workloads", "telemetry")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # What telemetry and workloads may use besides the standard library.
-OUTSIDE = {"telemetry": {"psutil"}, "workloads": {"numpy", "psutil", "pyverbs"}}
+OUTSIDE = {"telemetry": {"psutil"}, "workloads": {"numba", "numpy", "psutil", "pyverbs"}}
 
 # Cold, each of these takes a guest seconds to import.
-SLOW = ("pydantic", "typer", "rich", "polars")
+SLOW = ("pydantic", "typer", "rich", "polars", "numba")
 IN_GUEST = (
     "pinstorm.runner",
     "pinstorm.needs",
@@ -129,6 +129,11 @@ def test_pyverbs_is_imported_by_rdma_modules_alone() -> None:
     }
 
 
+def test_numba_is_imported_by_the_compiled_loops_alone() -> None:
+    users = {name_of(path) for path in MODULES if "numba" in set(imports_of(path))}
+    assert users == {"workloads.load.compiled.words"}
+
+
 @pytest.mark.parametrize("module", IN_GUEST)
 def test_guest_modules_import_nothing_slow(module: str) -> None:
     """Not even in a function: the whole tree of what each imports is looked at."""
@@ -180,7 +185,9 @@ def test_running_zygote_has_one_thread_and_no_heavy_library() -> None:
         zygote.warm_up()
         assert len(list(Path(f"/proc/{zygote.pid}/task").iterdir())) == 1
         maps = Path(f"/proc/{zygote.pid}/maps").read_text()
-        assert not [name for name in ("polars", "pydantic_core", "numpy") if name in maps]
+        assert not [
+            name for name in ("polars", "pydantic_core", "numpy", "llvmlite") if name in maps
+        ]
     finally:
         zygote.close()
 
