@@ -14,7 +14,17 @@ import subprocess
 from pathlib import Path
 
 LIBRARY_FOLDERS = ("/usr/lib/*-linux-gnu*", "/usr/lib64", "/usr/lib")
-DISTRIBUTIONS = ("psutil", "pydantic", "typer", "rich", "polars", "numpy", "virtme-ng")
+DISTRIBUTIONS = (
+    "psutil",
+    "pydantic",
+    "typer",
+    "rich",
+    "polars",
+    "numpy",
+    "numba",
+    "llvmlite",
+    "virtme-ng",
+)
 
 _LIBIBVERBS = re.compile(r"^libibverbs\.so\.(\d+(?:\.\d+)+)$")
 DPKG_DEADLINE_S = 10.0

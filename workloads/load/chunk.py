@@ -46,7 +46,10 @@ class _Tries:
 
 
 class Chunk:
-    """``size``: so many first, and then twice as many each time; all at once if it is all."""
+    """``size``: so many first, and then twice as many each time; all at once if it is all.
+
+    A compiled loop begins with one unless it is all, so the smaller sizes differ by ``wait`` there.
+    """
 
     def __init__(self, slots: int):
         self._sizes: Sequence[int] = sorted({min(1 << power, slots) for power in range(17)})
@@ -72,9 +75,12 @@ class Chunk:
     def begin(self, now_ns: int, done: int) -> None:
         """Windows count from here on; ``done``: completions so far."""
         self._began_ns, self._done = now_ns, done
-        self._end_try()
         self._during = 0.0
-        self._since = 0
+        if self._trying:
+            # It was cut, and is made again.
+            self._direction = -self._direction
+            self._trying = False
+            self.size = self._sizes[self._at]
 
     def look(self, now_ns: int, done: int) -> None:
         """Once in a while: is the window over, and what comes next?"""

@@ -6,7 +6,9 @@ one request of a slot to the next is written once. An entry is used again only a
 was reaped, so the kernel has read it by then, SQPOLL or not.
 
 Ordering: io_uring_enter orders what was written before it. An SQPOLL thread reads the tail at any
-time; x86 makes stores visible in program order, and only there is it allowed. See io_uring(7).
+time; x86 makes stores visible in program order, and only there is it allowed. Completions are
+written by this process in the kernel with DEFER_TASKRUN, and may else come from another CPU, in an
+order that a compiled loop can rely on only there (``in_order``). See io_uring(7).
 """
 
 import errno
@@ -115,6 +117,8 @@ class Rings:
         self._tail, self._head = self._tail_word.value, self._head_word.value
         self._entries, self._completions = params.sq_entries, params.cq_entries
         self._polled = polled
+        deferred = bool(params.flags & libc.IORING_SETUP_DEFER_TASKRUN)
+        self.in_order = deferred or platform.machine() in _STORES_IN_ORDER
         self._wait = libc.IoUringWait(self.fd)
         self._limit_ns = -1
         self._unsubmitted = 0

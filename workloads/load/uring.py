@@ -1,12 +1,13 @@
-"""Direct IO through io_uring, ``depth`` operations in flight: all of it in arrays, for each batch.
+"""Direct IO through io_uring, ``depth`` operations in flight.
 
 A slot is a part of the memory, an entry of the submission queue and, with ``registered``, a
-registered buffer. Free slots are filled and handed to the kernel together, completions are taken as
-they come, and every cost of ours is for a batch and not for an operation.
+registered buffer.
 
-Where all operations are of one kind and may begin at any time, the turns between two looks at what
-else is to do are compiled: see workloads.load.compiled.turns. How many completions are worth waking
-up for is found by trying: see workloads.load.chunk.
+Where all operations are alike and may begin at any time, the turns between two looks at what else
+is to do are compiled: see workloads.load.compiled.turns. All others go in arrays, and so do those
+of SQPOLL: free slots are filled and handed to the kernel together, completions are taken as they
+come, and every cost of ours is for a batch and not for an operation. How many completions are worth
+waking up for is found by trying: see workloads.load.chunk.
 """
 
 from time import monotonic_ns
@@ -80,7 +81,7 @@ class Uring:
         # Whether the compiled loop can turn them. An SQPOLL thread reads the tail at any time, and
         # a compiler may write it before what it is about.
         plain = same and not self._paced and direct.integrity is None
-        self._alike = _TURNS is not None and plain and not job.sqpoll
+        self._alike = _TURNS is not None and plain and not job.sqpoll and rings.in_order
         self._chunk = Chunk(slots)
 
     @property
@@ -121,33 +122,38 @@ class Uring:
             libc.check("io_uring_register", result)
 
     def run(self, until_ns: int) -> bool:
-        stop, enter, clock = self._work.stop, self.rings.enter, monotonic_ns
-        operations, slots = self._direct.operations, self._direct.slots
-        unlimited = self._work.pace.unlimited
-        now_ns = clock()
+        stop, now_ns = self._work.stop, monotonic_ns()
         self._chunk.begin(now_ns, self._done)
         try:
-            while (left_ns := until_ns - now_ns) > 0 and not stop[0]:
+            while now_ns < until_ns and not stop[0]:
                 if self._alike and not len(self._free):
                     self._turn_compiled(min(until_ns, now_ns + _LOOK_NS))
+                    self._look_ahead()
                 else:
                     self._turn(now_ns)
-                if not self._in_flight and self._left == 0:
-                    return False
-                if self._noted >= _LATENCIES or operations.ahead < slots:
-                    # What takes a while is done when the device has all it can have.
-                    enter(0, 0)
-                    self._note()
-                    operations.look_ahead(slots)
-                rest_ns = self._rest_ns
-                enter(
-                    (min(self._chunk.wait, self._in_flight) or 1) if unlimited else 1,
-                    rest_ns if rest_ns < left_ns else left_ns,
-                )
-                now_ns = clock()
+                    if not self._in_flight and self._left == 0:
+                        return False
+                    self._look_ahead()
+                    self._wait(until_ns - now_ns)
+                now_ns = monotonic_ns()
         finally:
             self._note()
         return self._in_flight > 0 or self._left != 0
+
+    def _look_ahead(self) -> None:
+        """What takes a while is done when the device has all it can have."""
+        operations, slots = self._direct.operations, self._direct.slots
+        if self._noted >= _LATENCIES or operations.ahead < slots:
+            self.rings.enter(0, 0)
+            self._note()
+            operations.look_ahead(slots)
+
+    def _wait(self, limit_ns: int) -> None:
+        """For completions, or until something may begin; not longer than that."""
+        count = 1
+        if self._work.pace.unlimited:
+            count = min(self._chunk.wait, self._in_flight) or 1
+        self.rings.enter(count, min(self._rest_ns, limit_ns))
 
     def drain(self) -> None:
         while self._in_flight:
@@ -181,12 +187,13 @@ class Uring:
         if end == compiled.FAILED:
             # What is queued then is of that turn alone.
             rings.enter(0, 0)
-            self._turn(now_ns)
+            self._turn(monotonic_ns())
         elif end != compiled.OVER:
             raise CallFailed(_CALL, end)
 
-    def _submit(self, chunk: int) -> int | NDArray[np.int64]:
-        """All that is queued but the last chunk, which goes with the wait; when each was.
+    def _submit(self, chunk: int, count: int) -> int | NDArray[np.int64]:
+        """All that is queued but the last chunk, which goes with the wait; when the last ``count``
+        of it was.
 
         So many first, then twice as many each time: by then the device has more to do.
         """
@@ -201,7 +208,8 @@ class Uring:
             counts += [left - rings.unsubmitted, rings.unsubmitted]
             times_ns.append(monotonic_ns())
             chunk *= 2
-        return np.repeat(times_ns, counts)
+        moments_ns = np.repeat(times_ns, counts)
+        return moments_ns[len(moments_ns) - count :]
 
     def _turn(self, now_ns: int) -> None:
         """Take what completed by now; begin operations of any kind in as many slots as may be."""
@@ -216,7 +224,7 @@ class Uring:
             self._left -= len(slots)
         self._in_flight += len(slots)
         self.rings.queue(slots)
-        self._started_ns[slots] = self._submit(self._chunk.size)
+        self._started_ns[slots] = self._submit(self._chunk.size, len(slots))
 
     def _fill(self, slots: Slots) -> Slots:
         """Operations of several kinds into these slots; those that could be begun."""
@@ -304,9 +312,9 @@ class Uring:
     def _counted(self, count: int, now_ns: int) -> None:
         """Operations, and what they moved and pinned where that is the same for all of them."""
         recorder = self._work.recorder
-        self._chunk.look(now_ns, self._done)
-        self._done += count
         recorder.operations += count
+        self._done += count
+        self._chunk.look(now_ns, self._done)
         if self._same_pages is not None:
             recorder.bytes += count * self._size
             recorder.pins += count * self._same_pages

@@ -7,9 +7,9 @@ alternation). So the loops that everything else waits for are compiled by numba 
 program would be. What is done now and then stays in Python: what comes next, what is counted, what
 went wrong.
 
-Each loop is a module, which compiles it as it is imported, in about a second: once for a load, by
-its leader, and its workers inherit it. Under emulation, where no rate is one and to compile takes
-half a minute, nobody imports them.
+Each loop is a module, which compiles it as it is imported, in one to two seconds: once for a load,
+by its leader, and its workers inherit it. Under emulation, where no rate is one and to compile
+takes half a minute, nobody imports them, as far as the processor says that it is emulated (x86).
 
 Memory is given as arrays of words, because that is all a compiled loop knows. What the kernel
 writes as well is read again after each system call, into which the compiler cannot look.

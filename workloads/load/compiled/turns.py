@@ -62,9 +62,9 @@ def turns(
 ) -> tuple[int, int, int, int]:
     """Begin what completes anew, each slot at the next offset, until something else is to do.
 
-    All slots are in flight, with operations of ``size`` bytes and of one kind, and offsets and
-    latencies are as many as the slots at least. It returns when the time is over or ``stop`` is
-    set; when offsets or latencies may not suffice for what has completed; and at a completion of
+    All slots are in flight, with operations of ``size`` bytes and of one kind, and there are as
+    many offsets and latencies as slots at least. It returns, with nothing left to submit, when the
+    time is over, when ``stop`` is set, and when fewer are left than slots; and at a completion of
     another result than ``size``, which it leaves, the first of the completion queue.
 
     Of what completed together the first ``first`` go to the device at once, then twice as many each
@@ -82,8 +82,6 @@ def turns(
     while True:
         seen_ns = now_ns(clock)
         ready = np.int64(np.uint32(completion_tail[0] - head))
-        if done + ready > min(offsets.size, latencies_ns.size):
-            return done, unsubmitted, seen_ns, OVER
         handed_ns, step = seen_ns, first
         for left in range(ready - 1, -1, -1):
             completion = completions[head & last_completion]
@@ -107,8 +105,13 @@ def turns(
                 elif errno() != EINTR:
                     return done, unsubmitted, seen_ns, errno()
                 handed_ns, step = now_ns(clock), 2 * step
-        if seen_ns >= until_ns or stop[0]:
-            return done, unsubmitted, seen_ns, OVER
+        room = min(offsets.size, latencies_ns.size) - done
+        if seen_ns >= until_ns or stop[0] or room < begun_ns.size:
+            # What Python does then takes a while: the device has all of it before.
+            entered = _enter(_NR_ENTER, ring, unsubmitted, 0, 0, 0, 0)
+            if entered < 0 and errno() != EINTR:
+                return done, unsubmitted, seen_ns, errno()
+            return done, unsubmitted - max(entered, 0), seen_ns, OVER
         rest_ns = min(until_ns - seen_ns, PATIENCE_NS)
         limit[0], limit[1] = rest_ns // SECOND_NS, rest_ns % SECOND_NS
         entered = _enter(_NR_ENTER, ring, unsubmitted, wait_for, _WAITING, argument, argument_bytes)
