@@ -281,7 +281,7 @@ def test_kills_fall_inside_the_call(run: Run) -> None:
     cases += [case(size_bytes=16 * MIB, kill="acquire") for _ in range(12)]
     _, *records = run(*cases)
     inside = [record["killed"]["inside"] for record in records]
-    assert inside.count(True) >= 1
+    assert inside.count(True) >= 3
     assert len({record["killed"]["after_ns"] for record in records}) > 6
 
 
