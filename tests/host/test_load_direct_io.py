@@ -236,7 +236,7 @@ def test_a_mix(kind: dict[str, Any], load: Load) -> None:
     assert 2000 * 4096 < taken["bytes"] < 2000 * 16384
 
 
-@pytest.mark.parametrize("kind", [PSYNC, URING, REGISTERED], ids=["psync", "uring", "fixed"])
+@EACH
 def test_the_compiled_loop_does_the_work(
     kind: dict[str, Any], compiled_load: Load, monkeypatch: pytest.MonkeyPatch, need: Need
 ) -> None:

@@ -91,15 +91,8 @@ class Operations:
 
     @property
     def at_hand(self) -> Numbers:
-        """The offsets of those, in their order; ``offsets`` takes them."""
+        """The offsets of those, in their order; ``take`` takes them."""
         return self._ahead.offsets[self._next :]
-
-    def offsets(self, count: int) -> Numbers:
-        """The next so many, where all are uniform."""
-        self.look_ahead(count)
-        start = self._next
-        self._next = end = start + count
-        return self._ahead.offsets[start:end]
 
     def take(self, count: int) -> Draw:
         """The next so many."""

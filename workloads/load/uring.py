@@ -181,7 +181,7 @@ class Uring:
             *rings.limited_wait,
         )
         rings.turned(done, unsubmitted)
-        self._direct.operations.offsets(done)
+        self._direct.operations.take(done)
         self._noted += done
         self._counted(done, now_ns)
         if end == compiled.FAILED:

@@ -18,8 +18,6 @@ from workloads.load.compiled.words import (
 
 _preadv = from_c("preadv", WORD, INT, WORD, INT, WORD)
 _pwritev = from_c("pwritev", WORD, INT, WORD, INT, WORD)
-# sizeof(struct iovec)
-_VECTOR_BYTES = 16
 
 
 @compiled(WORD, LONGS, LONGS, FLAGS, ROWS, LONGS, WORD)
@@ -42,7 +40,7 @@ def transfers(
     clock = np.empty(2, np.int64)
     ends_ns[0] = now_ns(clock)
     for number in range(offsets.size):
-        vector = vectors.ctypes.data + chosen[number] * _VECTOR_BYTES
+        vector = vectors.ctypes.data + chosen[number] * vectors.strides[0]
         if writes[number]:
             moved = _pwritev(file, vector, 1, offsets[number])
         else:

@@ -22,13 +22,24 @@ from workloads.load.compiled.words import (
     now_ns,
 )
 from workloads.load.direct import PATIENCE_NS
+from workloads.load.rings import SUBMISSION
 
 # syscall(2): io_uring_enter has no function of its own in the C library.
 _enter = from_c("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, WORD)
 _NR_ENTER = libc.NR_IO_URING_ENTER
 _WAITING = libc.IORING_ENTER_GETEVENTS | libc.IORING_ENTER_EXT_ARG
+assert SUBMISSION.fields is not None
 # Where an entry has the file's offset, in words.
-_OFFSET_WORD = 1
+_OFFSET_WORD = SUBMISSION.fields["offset"][1] // 8
+
+
+@compiled()
+def _submit(ring: int, count: int) -> int:
+    """Without a wait: of so many the kernel took so many, or a negative errno."""
+    entered = _enter(_NR_ENTER, ring, count, 0, 0, 0, 0)
+    if entered >= 0:
+        return entered
+    return 0 if errno() == EINTR else -errno()
 
 
 # The ring; its operations; when to stop; and how to wait.
@@ -99,19 +110,18 @@ def turns(
             done += 1
             unsubmitted += 1
             if left and unsubmitted >= step:
-                entered = _enter(_NR_ENTER, ring, unsubmitted, 0, 0, 0, 0)
-                if entered >= 0:
-                    unsubmitted -= entered
-                elif errno() != EINTR:
-                    return done, unsubmitted, seen_ns, errno()
+                entered = _submit(ring, unsubmitted)
+                if entered < 0:
+                    return done, unsubmitted, seen_ns, -entered
+                unsubmitted -= entered
                 handed_ns, step = now_ns(clock), 2 * step
         room = min(offsets.size, latencies_ns.size) - done
         if seen_ns >= until_ns or stop[0] or room < begun_ns.size:
             # What Python does then takes a while: the device has all of it before.
-            entered = _enter(_NR_ENTER, ring, unsubmitted, 0, 0, 0, 0)
-            if entered < 0 and errno() != EINTR:
-                return done, unsubmitted, seen_ns, errno()
-            return done, unsubmitted - max(entered, 0), seen_ns, OVER
+            entered = _submit(ring, unsubmitted)
+            if entered < 0:
+                return done, unsubmitted, seen_ns, -entered
+            return done, unsubmitted - entered, seen_ns, OVER
         rest_ns = min(until_ns - seen_ns, PATIENCE_NS)
         limit[0], limit[1] = rest_ns // SECOND_NS, rest_ns % SECOND_NS
         entered = _enter(_NR_ENTER, ring, unsubmitted, wait_for, _WAITING, argument, argument_bytes)
